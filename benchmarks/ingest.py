@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +40,31 @@ from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 _WORDS = ("the", "a", "red", "blue", "small", "large", "boat", "lake", "hill", "sky", "cloud", "tree", "lies", "near")
 _SIDE = 40  # words of a response
 _BENCHMARK_IMAGES = 5000
+_START = """import runpy, sys
+checkout, ours, *sys.argv = sys.argv[1:]
+sys.path.insert(0, checkout)
+import dt2it_pipeline
+sys.path.insert(0, ours)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
 _LOOK_SECONDS = 0.2  # between two looks at the processes of a step
 
 
-def write_source(folder: Path, rows: int, images: int) -> None:
-    """A JSON Lines file of pairs over `images` noise photographs (JPEG, 640 x 480); every 100th row is repeated."""
+def write_source(folder: Path, rows: int, images: int, photographs: Path | None = None) -> None:
+    """A JSON Lines file of pairs over `images` noise photographs (JPEG, 640 x 480); every 100th row is repeated.
+
+    With a folder of photographs, these are taken in turn, each scaled to 640 pixels and compressed anew, so that no two
+    files are one.
+    """
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
+    taken = sorted(photographs.glob("*.jpg")) if photographs else []
     for number in range(images):
+        if taken:
+            with Image.open(taken[number % len(taken)]) as photograph:
+                photograph.draft("RGB", (640, 640))
+                photograph.thumbnail((640 - number // len(taken) % 64, 640))
+                photograph.convert("RGB").save(folder / f"images/{number}.jpg", quality=70 + number // len(taken) % 25)
+            continue
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"images/{number}.jpg", quality=85)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -89,7 +106,7 @@ def import_images(folder: Path, processes: int) -> Step:
     shutil.rmtree(folder / "store", ignore_errors=True)
 
     def run() -> None:
-        importer = MediaImporter(MediaRoot(folder), folder / "store", 1)
+        importer = MediaImporter(MediaRoot(folder), folder / "store", processes)  # threads: decoding holds no lock
         for start in range(0, len(files), 256):
             found = importer.rows([Medium("image", f"images/{file.name}") for file in files[start : start + 256]])
             assert all(isinstance(one, dict) for one in found)
@@ -120,7 +137,8 @@ def source_and_images(folder: Path, processes: int) -> Step:
 def clean(folder: Path, processes: int) -> Step:
     """Repeated, contradictory and near-duplicate pairs."""
     pairs, prompts = (read_parquet(folder / f"{kind}.parquet", kind) for kind in ("pairs", "prompts"))
-    return Step(pairs.num_rows, "pairs", lambda: clean_pairs(pairs, prompts, 0.9, "ingest"))
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
+    return Step(pairs.num_rows, "pairs", lambda: clean_pairs(pairs, prompts, 0.9, "ingest", **more))
 
 
 def decontaminated(folder: Path, processes: int) -> Step:
@@ -143,9 +161,11 @@ def decontaminated(folder: Path, processes: int) -> Step:
     named = {name: pa.array(["x"] * first.num_rows) for name in ("item_id", "benchmark", "group")}
     items = schemas.validate(pa.table(columns | named), "benchmark_items")
 
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
+
     def run() -> None:
         content = benchmark_content(items, theirs)
-        clean, removed, _ = decontaminate(pairs, prompts, content, DecontaminationSettings(), hashes)
+        clean, removed, _ = decontaminate(pairs, prompts, content, DecontaminationSettings(), hashes, **more)
         assert removed.num_rows >= theirs.num_rows and clean.num_rows + removed.num_rows == pairs.num_rows
 
     return Step(pairs.num_rows, "pairs", run)
@@ -213,31 +233,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--photographs", type=Path, help="folder of JPEG files, which take the place of made-up images")
+    compare_steps(parser, "benchmarks.ingest", STEPS, _written)
+
+
+def _written(folder: Path, given: argparse.Namespace) -> str:
+    write_source(folder, given.rows, given.images, given.photographs)
+    size = (folder / "rows.jsonl").stat().st_size / 2**20
+    return f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images"
+
+
+def compare_steps(
+    parser: argparse.ArgumentParser,
+    module: str,
+    steps: Mapping[str, Callable[[Path, int], Step]],
+    write: Callable[[Path, argparse.Namespace], str],
+) -> None:
+    """The command line of a benchmark: every step in a process of its own, in turn with another checkout.
+
+    Args:
+        parser: with what is written; options of all such benchmarks are added.
+        module: the benchmark's own, which runs one step when it is asked to.
+        steps: by name; each makes what is measured from the folder and the number of processes.
+        write: makes what the steps need in a folder, and says what that is.
+    """
     parser.add_argument("--turns", type=int, default=1, help="medians of so many, one step after the other")
-    parser.add_argument("--processes", type=int, default=1, help="that read the source")
+    parser.add_argument("--processes", type=int, default=1, help="that share the work, here and not in --against")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
-    parser.add_argument("--only", nargs="*", choices=STEPS, help="steps; later ones need the tables of earlier ones")
-    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=steps, help="steps; later ones need the tables of earlier ones")
+    parser.add_argument("--step", choices=steps, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        print(json.dumps(_measured(STEPS[given.step](given.folder, given.processes))))
+        print(json.dumps(_measured(steps[given.step](given.folder, given.processes))))
         return
     ours = Path(__file__).resolve().parents[1]
     checkouts = [ours] if given.against is None else [given.against.resolve(), ours]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "made_up"
-        write_source(folder, given.rows, given.images)
-        size = (folder / "rows.jsonl").stat().st_size / 2**20
-        print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images, medians of {given.turns} turns\n")
+        print(f"{write(folder, given)}, medians of {given.turns} turns\n")
         heading = "| step | count | CPU seconds | per second of CPU time | wall seconds | peak memory, MiB |"
-        heading += " and of each process | CPU seconds of the first process |" * (
-            given.processes > 1
-        ) + " times before |" * (given.against is not None)
+        heading += " and of each process | CPU seconds of the first process |" * (given.processes > 1)
+        heading += " times before, by CPU time | by the clock |" * (given.against is not None)
         print(f"{heading}\n{'|---' * (heading.count('|') - 1)}|")
-        for name in given.only or STEPS:
+        for name in given.only or steps:
             turns = [
-                [_turn(name, folder, checkout, given.processes if checkout == ours else 1) for checkout in checkouts]
+                [_turn(module, name, folder, root, given.processes if root == ours else 1) for root in checkouts]
                 for _ in range(given.turns)
             ]
             found = {key: statistics.median(turn[-1][key] for turn in turns) for key in turns[0][-1] if key != "of"}
@@ -246,19 +287,18 @@ def main() -> None:
             if given.processes > 1:
                 line += f" {found['others_mib']:.0f} | {found['own']:.1f} |"
             if given.against is not None:
-                ratios = sorted(turn[0]["cpu"] / turn[1]["cpu"] for turn in turns)
-                line += f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+                for clock in ("cpu", "wall"):
+                    ratios = sorted(turn[0][clock] / turn[1][clock] for turn in turns)
+                    line += f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
             print(line, flush=True)
         print(f"\nload of the machine at the end: {os.getloadavg()[0]:.1f}")
 
 
-def _turn(name: str, folder: Path, checkout: Path, processes: int) -> dict[str, Any]:
-    """One turn of a step with the package of a checkout; the steps are this file's."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--step", name, "--folder", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [*command, "--processes", str(processes)], check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
+def _turn(module: str, name: str, folder: Path, checkout: Path, processes: int) -> dict[str, Any]:
+    """One turn of a step with the package of a checkout; the steps are those of this checkout's benchmarks."""
+    command = [sys.executable, "-c", _START, str(checkout), str(Path(__file__).resolve().parents[1]), module]
+    command += ["--step", name, "--folder", str(folder)]
+    done = subprocess.run([*command, "--processes", str(processes)], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

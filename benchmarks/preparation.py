@@ -32,7 +32,7 @@ from dt2it_pipeline.observe.memory import peak_memory
 FILES = 2000  # images on disk
 SIDE = 256  # pixels
 WORDS = 20_000  # of the vocabulary
-PROMPT, RESPONSE = 25, 30  # words; with the demo's tokenizer, see the tokens that are printed
+TEXTS = 25, 30  # words of a prompt and of a response; with the demo's tokenizer, see the tokens that are printed
 _PIECE = 20_000  # pairs that are written at a time
 
 
@@ -41,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEMO_BASE_MODEL, help="base model folder; `demo` ships with the package")
     parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--words", type=int, nargs=2, default=TEXTS, help="of a prompt and of a response")
     parser.add_argument("--processes", type=int, default=0, help="that encode; 0: one for every core")
     parser.add_argument("--folder", type=Path, help="where tables are written and kept; by default they are removed")
     given = parser.parse_args()
     run_as_worker("benchmarks.preparation")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        _apart(write_tables, folder, given.pairs)
+        _apart(write_tables, folder, given.pairs, *given.words)
         print("| step | seconds | CPU seconds of the rank | pairs/s | its peak memory, MiB | grown by, MiB |")
         print("|---|---|---|---|---|---|")
         for name in ("prepare", "open", "read 1,000 batches of 8"):
@@ -59,7 +60,7 @@ def main() -> None:
         print(f"\n{size / given.pairs:,.0f} bytes a pair on disk ({size / 2**30:.2f} GiB)")
 
 
-def write_tables(folder: Path, pairs: int) -> None:
+def write_tables(folder: Path, pairs: int, prompt: int, response: int) -> None:
     """Write prompts, pairs and images, as an import leaves them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -88,13 +89,13 @@ def write_tables(folder: Path, pairs: int) -> None:
         for number in range(first, min(first + _PIECE, pairs)):
             digest = hashlib.sha256(str(number).encode()).hexdigest()
             media = [{"kind": "image", "sha256": digest, "path": f"{number % FILES}.png"}]
-            turns = [{"role": "user", "text": f"<image>{text(PROMPT)}"}]
+            turns = [{"role": "user", "text": f"<image>{text(prompt)}"}]
             rows[0].append(
                 {"prompt_id": digest[:32], "source": "made", "system": "", "turns": turns, "media": media,
                  "reference": None, "language": "en", "meta": "{}"}
             )  # fmt: skip
             rows[1].append(
-                records.make_pair(digest[:32], text(RESPONSE), text(RESPONSE), source="made", row_id=str(number))
+                records.make_pair(digest[:32], text(response), text(response), source="made", row_id=str(number))
             )
         for writer, kind, part in zip(writers, kinds, rows, strict=True):
             table: pa.Table = schemas.table(part, kind)
@@ -121,7 +122,7 @@ def measure(folder: Path, given: argparse.Namespace, name: str) -> tuple[float, 
     source = TableSource(folder / "pairs.parquet", folder / "prompts.parquet", encoder, 4096, use_strength=False)
     here = encoder.encoder()
     if given.processes:
-        table_building.available_processes = lambda: given.processes  # type: ignore[assignment]
+        table_building.available_processes = lambda: given.processes
     before = _peak()
     started, busy = time.perf_counter(), time.process_time()
     table = preparation.prepare(source, folder / "work", here, Alone())

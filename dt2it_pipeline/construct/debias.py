@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.construct.generators import Models, with_models
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.style.features import UNKNOWN, pair_difference, style_features
+from dt2it_pipeline.style.features import UNKNOWN, model_difference, style_difference
 from dt2it_pipeline.style.probe import StyleProbe, leak_scores, probe_differences, style_probe
 
 STAGE = "debias"
@@ -66,6 +66,7 @@ def debias(
     folds: int = 5,
     seed: int = 0,
     models: Models | None = None,
+    processes: int = 1,
 ) -> Debiased:
     """Keep as many pairs as possible while style predicts the chosen side no better than the bound allows.
 
@@ -84,11 +85,17 @@ def debias(
         folds: of the probe.
         seed: of the choice; the probe's folds use another one than the asset check, so that they do not share chance.
         models: who wrote the responses; does not count as style when None.
+        processes: that share the work, once there are many texts; what is kept does not depend on them.
+
+    Raises:
+        WorkerError: one of several processes died.
     """
     models = models or {}
-    strict = _balanced(pairs, seed, models)
     frame, spare_frame = (with_models(table, models) for table in (pairs, spares))
-    difference = pair_difference(frame)
+    style = style_difference(pd.concat([frame, spare_frame], ignore_index=True), processes)
+    own = style.iloc[: len(frame)]
+    strict = _balanced(pairs, seed, models, own)
+    difference = pd.concat([own, model_difference(frame)], axis=1)
     order = np.abs(leak_scores(difference, seed))
     left = np.flatnonzero(~strict)
     left = left[np.lexsort((left, order[left]))]
@@ -114,7 +121,7 @@ def debias(
         {"kept": int(strict.sum()) + taken, "auc": probe.auc, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
         for taken, probe in sorted(probes.items())
     ]
-    swapped, rescued = _swaps(pairs, best, spares, max_pairs_per_prompt, seed, models)
+    swapped, rescued = _swaps(pairs, best, spares, max_pairs_per_prompt, seed, models, style)
     kept = _with(best, np.array(rescued, dtype=np.int64))
     after = probes[enough]
     if swapped:
@@ -149,15 +156,15 @@ def balance_style(pairs: pa.Table, seed: int, models: Models | None = None) -> t
     Returns:
         The kept pairs, in their order, and quarantine (one row per pair that was left out).
     """
-    kept = _balanced(pairs, seed, models or {})
+    kept = _balanced(pairs, seed, models or {}, style_difference(pairs.select(["chosen", "rejected"]).to_pandas()))
     return pairs.filter(pa.array(kept)), _left_out(pairs, kept)
 
 
-def _balanced(pairs: pa.Table, seed: int, models: Models) -> np.ndarray:
+def _balanced(pairs: pa.Table, seed: int, models: Models, style: pd.DataFrame) -> np.ndarray:
     """Bool [pairs], which of them `balance_style` keeps."""
     strata: dict[tuple[int, ...], dict[int, list[int]]] = {}
     kept = np.zeros(pairs.num_rows, dtype=bool)
-    for index, (stratum, side) in enumerate(_strata(_signatures(pairs, models))):
+    for index, (stratum, side) in enumerate(_strata(_signatures(pairs, models, style))):
         if side == 0:
             kept[index] = True
         else:
@@ -171,7 +178,13 @@ def _balanced(pairs: pa.Table, seed: int, models: Models) -> np.ndarray:
 
 
 def _swaps(
-    pairs: pa.Table, kept: np.ndarray, spares: pa.Table, most: int, seed: int, models: Models
+    pairs: pa.Table,
+    kept: np.ndarray,
+    spares: pa.Table,
+    most: int,
+    seed: int,
+    models: Models,
+    style: pd.DataFrame,
 ) -> tuple[list[int], list[int]]:
     """Places of the spares to take, and of the left-out pairs that thereby have a counterpart and return."""
     if spares.num_rows == 0 or kept.all():
@@ -180,7 +193,7 @@ def _swaps(
     room = Counter({prompt: most for prompt in prompts})
     room.subtract(prompts[index] for index in np.flatnonzero(kept))
     # Opening words are numbered over both tables, so that their strata are the same.
-    strata = _strata(_signatures(pa.concat_tables([pairs, spares]), models))
+    strata = _strata(_signatures(pa.concat_tables([pairs, spares]), models, style))
     waiting: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for index in np.flatnonzero(~kept).tolist():
         waiting.setdefault(strata[index], []).append(index)
@@ -232,20 +245,20 @@ def _strata(signatures: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...]
     return found
 
 
-def _signatures(pairs: pa.Table, models: Models) -> list[tuple[int, ...]]:
+def _signatures(pairs: pa.Table, models: Models, style: pd.DataFrame) -> list[tuple[int, ...]]:
     """Per pair, the difference of styles, chosen minus rejected, in whole numbers; swapped, it is negated."""
     chosen, rejected = pairs.column("chosen").to_pylist(), pairs.column("rejected").to_pylist()
-    both = style_features(pd.Series(chosen + rejected))
-    values = both.drop(columns=["characters", "words", "tokens", "word length"]).to_numpy()
-    signs = np.sign(np.round(values[: len(chosen)] - values[len(chosen) :], 6)).astype(int)
-    openings = {word: rank for rank, word in enumerate(sorted({_opening(text) for text in chosen + rejected}))}
+    values = style.drop(columns=["characters", "words", "tokens", "word length"]).to_numpy()
+    signs = np.sign(np.round(values, 6)).astype(int)
+    opening = {text: _opening(text) for text in dict.fromkeys((*chosen, *rejected))}
+    openings = {word: rank for rank, word in enumerate(sorted(set(opening.values())))}
     sides = ([models.get(key) or UNKNOWN for key in pairs[name].to_pylist()] for name in ("chosen_id", "rejected_id"))
     writers = list(zip(*sides, strict=True))
     ranks = {name: rank for rank, name in enumerate(sorted({name for both in writers for name in both}))}
     return [
         (
             _length_step(len(a) - len(b)),
-            *_code(openings[_opening(a)], openings[_opening(b)]),
+            *_code(openings[opening[a]], openings[opening[b]]),
             *row,
             *_code(ranks[by_a], ranks[by_b]),
         )

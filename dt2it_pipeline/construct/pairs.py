@@ -6,16 +6,19 @@ import bisect
 import difflib
 import itertools
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from dt2it_pipeline.config.sections.pairing import PairingSettings
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.quality import AGAINST
@@ -25,6 +28,7 @@ from dt2it_pipeline.storage import content_ids, records, schemas
 STAGE = "pairs"
 TIED, DISAGREE, WEAK = "tied", "judgements disagree on the order", "weaker than min_strength"
 IDENTICAL, SURPLUS, FULL = "near-identical texts", "prompt has enough pairs", "strength bin has enough pairs"
+_MANY, _PIECE = 50_000, 64  # responses from which on several processes help, and prompts that one takes at a time
 _LONG = 20  # words from which two texts that share nearly all of them count as one
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -46,6 +50,23 @@ class _Scored:
     scores: Mapping[_Presentation, float]
     words: str  # the text's `bare_words`
     against: Mapping[str, list[float | None]] = field(default_factory=dict)  # other response -> verdicts on this one
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """All pairs of responses of some prompts.
+
+    Attributes:
+        good: those that may be taken, table kind `pairs`.
+        surplus: a row of quarantine for each of these, where it is not taken.
+        faulty: a row of quarantine for each other pair.
+        counts: good and faulty pairs of each prompt.
+    """
+
+    good: records.TablePiece
+    surplus: records.TablePiece
+    faulty: records.TablePiece
+    counts: Sequence[tuple[int, int]]
 
 
 def form_pairs(
@@ -79,36 +100,94 @@ def form_pairs(
 
 
 def form_pairs_with_spares(
-    prompts: pa.Table, responses: pa.Table, judgements: pa.Table, settings: PairingSettings, seed: int
+    prompts: pa.Table,
+    responses: pa.Table,
+    judgements: pa.Table,
+    settings: PairingSettings,
+    seed: int,
+    processes: int = 1,
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """As `form_pairs`, with the good pairs of full prompts in the middle: a later selection may swap them in.
 
-    They are in quarantine, too (reason: the prompt has enough pairs).
+    They are in quarantine, too (reason: the prompt has enough pairs). `processes` share the work, once there are many
+    responses; what comes out does not depend on them.
+
+    Raises:
+        PairingError: there are prompts, but not one pair can be formed.
+        WorkerError: one of several processes died.
     """
     usable = _usable(responses, judgements)
     bins = _Bins(settings)
-    pairs: list[Row] = []
-    spares: list[Row] = []
-    aside: list[dict[str, Any]] = []
-    for prompt in prompts.to_pylist():
-        candidates: list[Row] = []
-        for first, second in itertools.combinations(usable.get(prompt["prompt_id"], ()), 2):
+    pairs, spares = ([schemas.table([], "pairs")] for _ in range(2))
+    aside = [schemas.table([], "quarantine")]
+    lost = (
+        f"one of {processes} processes that form pairs ended before its work was done, often because memory ran out; "
+        "free memory on this machine and start again"
+    )
+    server = partial(fork_server.context, fork_server.TABLES)
+    with fork_server.Pool(processes if responses.num_rows >= _MANY else 1, server, lost) as pool:
+        for made in pool.map(partial(_candidates, settings), _pieces(prompts, usable)):
+            taken, left, order = _chosen(made, settings.max_pairs_per_prompt, bins, seed)
+            pairs.append(made.good.rows.take(taken))
+            spares.append(made.good.rows.take(left))
+            aside.append(pa.concat_tables([made.faulty.rows, made.surplus.rows]).take(order))
+    taken_pairs, quarantine = (pa.concat_tables(parts) for parts in (pairs, aside))
+    if not taken_pairs.num_rows and prompts.num_rows:
+        raise PairingError(_nothing_formed(len(usable), responses.num_rows, quarantine["reason"].to_pylist(), settings))
+    cut = bins.cut(taken_pairs, seed)
+    full = (
+        taken_pairs.filter(pa.array(cut)).select(["pair_id", "prompt_id", "strength", "source", "row_id"]).to_pylist()
+    )
+    quarantine = pa.concat_tables([quarantine, schemas.table([_aside(pair, FULL) for pair in full], "quarantine")])
+    kept = taken_pairs.filter(pa.array(~cut))
+    return kept.combine_chunks(), pa.concat_tables(spares).combine_chunks(), quarantine.combine_chunks()
+
+
+def _pieces(prompts: pa.Table, usable: Mapping[str, Sequence[_Scored]]) -> Iterator[list[tuple[Row, list[_Scored]]]]:
+    """Prompts with their responses, some at a time."""
+    named = prompts.select(["prompt_id", "source"]).to_pylist()
+    asked = iter([(row, list(usable[row["prompt_id"]])) for row in named if row["prompt_id"] in usable])
+    while piece := list(itertools.islice(asked, _PIECE)):
+        yield piece
+
+
+def _candidates(settings: PairingSettings, piece: Sequence[tuple[Row, Sequence[_Scored]]]) -> _Candidates:
+    good: list[Row] = []
+    faulty: list[dict[str, Any]] = []
+    counts: list[tuple[int, int]] = []
+    for prompt, scored in piece:
+        before = len(good), len(faulty)
+        for first, second in itertools.combinations(scored, 2):
             pair, reason = _pair(prompt, first, second, settings)
             if reason:
-                aside.append(_aside(pair, reason))
+                faulty.append(_aside(pair, reason))
             else:
-                candidates.append(pair)
-        taken = _spread(candidates, settings.max_pairs_per_prompt, bins, seed)
-        pairs += taken
-        kept = {pair["pair_id"] for pair in taken}
-        left = [pair for pair in candidates if pair["pair_id"] not in kept]
-        spares += left
-        aside += [_aside(pair, SURPLUS) for pair in left]
-    if not pairs and prompts.num_rows:
-        raise PairingError(_nothing_formed(len(usable), responses.num_rows, aside, settings))
-    kept_pairs, cut = bins.cut(pairs, seed)
-    aside += [_aside(pair, FULL) for pair in cut]
-    return schemas.table(kept_pairs, "pairs"), schemas.table(spares, "pairs"), schemas.table(aside, "quarantine")
+                good.append(pair)
+        counts.append((len(good) - before[0], len(faulty) - before[1]))
+    surplus = [_aside(pair, SURPLUS) for pair in good]
+    tables = (good, "pairs"), (surplus, "quarantine"), (faulty, "quarantine")
+    made = [records.TablePiece(schemas.table(rows, kind)) for rows, kind in tables]
+    return _Candidates(made[0], made[1], made[2], counts)
+
+
+def _chosen(made: _Candidates, most: int, bins: _Bins, seed: int) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Places of the pairs that are taken, of those that are left, and of rows for quarantine: faulty, then surplus."""
+    columns = ["pair_id", "chosen_id", "rejected_id", "strength"]
+    rows = [row | {"place": place} for place, row in enumerate(made.good.rows.select(columns).to_pylist())]
+    taken: list[int] = []
+    left: list[int] = []
+    order: list[int] = []
+    faulty, start = 0, 0
+    for good, bad in made.counts:
+        candidates = rows[start : start + good]
+        chosen = _spread(candidates, most, bins, seed)
+        kept = {pair["pair_id"] for pair in chosen}
+        others = [pair["place"] for pair in candidates if pair["pair_id"] not in kept]
+        taken += [pair["place"] for pair in chosen]
+        left += others
+        order += [*range(faulty, faulty + bad), *(made.faulty.rows.num_rows + place for place in others)]
+        start, faulty = start + good, faulty + bad
+    return pa.array(taken, pa.int64()), pa.array(left, pa.int64()), pa.array(order, pa.int64())
 
 
 class _Bins:
@@ -134,28 +213,24 @@ class _Bins:
         """Count one pair."""
         self._counts[self.of(strength)] += 1
 
-    def cut(self, pairs: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
-        """The pairs that make up the wanted histogram, and those beyond it; all of them where none is wanted.
+    def cut(self, pairs: pa.Table, seed: int) -> np.ndarray:
+        """Which pairs lie beyond the wanted histogram, bool [pairs]; none of them where none is wanted.
 
         The largest histogram of the wanted shape that the pairs can fill: the bin that is shortest for its share sets
         the size. A bin without a single pair is left out of the shape: nothing could be kept otherwise.
         """
         if not self._edges:
-            return list(pairs), []
-        members: dict[int, list[Row]] = {}
-        for pair in sorted(pairs, key=lambda pair: content_ids.content_hash(seed, "bin", pair["pair_id"])):
-            members.setdefault(self.of(pair["strength"]), []).append(pair)
+            return np.zeros(pairs.num_rows, dtype=bool)
+        ids, strengths = (pairs[name].to_pylist() for name in ("pair_id", "strength"))
+        members: dict[int, list[int]] = {}
+        for place in sorted(range(len(ids)), key=lambda place: content_ids.content_hash(seed, "bin", ids[place])):
+            members.setdefault(self.of(strengths[place]), []).append(place)
         present = {number: share for number, share in enumerate(self._shares) if members.get(number)}
         size = min((len(members[number]) / share for number, share in present.items()), default=0.0)
         wanted = {
-            pair["pair_id"]
-            for number, share in present.items()
-            for pair in members[number][: max(1, round(size * share))]
+            ids[place] for number, share in present.items() for place in members[number][: max(1, round(size * share))]
         }
-        return (
-            [pair for pair in pairs if pair["pair_id"] in wanted],
-            [pair for pair in pairs if pair["pair_id"] not in wanted],
-        )
+        return np.array([name not in wanted for name in ids], dtype=bool)
 
 
 def _usable(responses: pa.Table, judgements: pa.Table) -> dict[str, list[_Scored]]:
@@ -163,17 +238,19 @@ def _usable(responses: pa.Table, judgements: pa.Table) -> dict[str, list[_Scored
     against: dict[str, dict[str, list[float | None]]] = {}
     asked: dict[str, set[_Presentation]] = {}  # by prompt
     faulty: set[str] = set()
-    columns = ["prompt_id", "response_id", "judge", "mode", "order", "score", "status", "criteria"]
-    for row in judgements.select(columns).to_pylist():
-        key, good = row["response_id"], row["status"] == OK and row["score"] is not None
-        if row["mode"] == PAIRWISE:
-            other = json.loads(row["criteria"])[AGAINST]
-            against.setdefault(key, {}).setdefault(other, []).append(row["score"] if good else None)
+    columns = ("prompt_id", "response_id", "judge", "mode", "order", "score", "status", "criteria")
+    for prompt_id, key, judge, mode, order, score, status, criteria in zip(
+        *(judgements[name].to_pylist() for name in columns), strict=True
+    ):
+        good = status == OK and score is not None
+        if mode == PAIRWISE:
+            other = json.loads(criteria)[AGAINST]
+            against.setdefault(key, {}).setdefault(other, []).append(score if good else None)
             continue
-        presentation = (row["judge"], row["mode"], tuple(row["order"] or ()))
-        asked.setdefault(row["prompt_id"], set()).add(presentation)
+        presentation = (judge, mode, tuple(order or ()))
+        asked.setdefault(prompt_id, set()).add(presentation)
         if good:
-            scores.setdefault(key, {})[presentation] = row["score"]
+            scores.setdefault(key, {})[presentation] = score
         else:
             faulty.add(key)
     usable: dict[str, list[_Scored]] = {}
@@ -191,7 +268,7 @@ def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: 
     for presentation, score in first.scores.items():
         by_mode.setdefault(presentation[1], []).append(score - second.scores[presentation])
     differences = [difference for of_mode in by_mode.values() for difference in of_mode]
-    strength = fmean(fmean(by_mode[mode]) for mode in (LISTWISE, POINTWISE) if mode in by_mode)
+    strength = _mean([_mean(by_mode[mode]) for mode in (LISTWISE, POINTWISE) if mode in by_mode])
     better, worse = (first, second) if strength >= 0 else (second, first)
     pair = records.make_pair(
         prompt["prompt_id"],
@@ -213,6 +290,10 @@ def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: 
     return pair, WEAK if abs(strength) < settings.min_strength else ""
 
 
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)  # as fmean, which looks at more than lists
+
+
 def bare_words(text: str) -> str:
     """A text without case, punctuation and markup."""
     return _NOT_WORD.sub(" ", text.lower()).strip()
@@ -229,8 +310,13 @@ def near_identical(first: str, second: str, bound: float) -> bool:
     left, right = first.split(), second.split()
     if min(len(left), len(right)) < _LONG or bound >= 1:
         return False
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
-    return matcher.real_quick_ratio() > bound and matcher.quick_ratio() > bound and matcher.ratio() > bound
+    # Bounds of the ratio first: SequenceMatcher takes longer to be made than these.
+    total = len(left) + len(right)
+    if 2.0 * min(len(left), len(right)) / total <= bound:
+        return False
+    if 2.0 * (Counter(left) & Counter(right)).total() / total <= bound:
+        return False
+    return difflib.SequenceMatcher(None, left, right, autojunk=False).ratio() > bound
 
 
 def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> list[Row]:
@@ -247,13 +333,13 @@ def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> li
     return taken
 
 
-def _nothing_formed(prompts: int, responses: int, aside: Sequence[Mapping[str, str]], settings: PairingSettings) -> str:
+def _nothing_formed(prompts: int, responses: int, reasons: Sequence[str], settings: PairingSettings) -> str:
     if responses and not prompts:
         return (
             f"no pair can be formed from {responses} responses: none has a usable judgement of every judge, in every "
             "mode. The quarantine of judged_responses has the replies; `dt2it check --call-judges` shows one call"
         )
-    counts = Counter(row["reason"] for row in aside)
+    counts = Counter(reasons)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no prompt has two of them"
     return (
         f"no pair can be formed from {responses} responses, those of {prompts} prompts usable: {found}. "

@@ -6,8 +6,9 @@ says of them. What does not: which pairs are drawn (audit_sample.py) and how peo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimite
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
+_PIECE, _PIECE_BYTES = 8192, 64 << 20  # rows that are read at once, and about how much memory they may take
+_BUFFER = 1 << 20  # bytes of a column that are read from a file at once
 _PYARROW_READS = (".gz", ".bz2", ".zst")  # compressions that it knows by a name, in small letters alone
 
 
@@ -37,21 +40,28 @@ class OwnPairs:
             `source` and `probability` where it has them; and `row`, the number of the row.
         rows: gives the rows of some numbers, in their order: pair_id, chosen_id, rejected_id, chosen, rejected, prompt;
             and other columns of the table, where some are named.
+        pieces: gives all rows in their order, some at a time, so that what lies in memory stays small, whatever they
+            hold; other columns as in `rows`.
         names: of all columns of the table.
     """
 
     frame: pd.DataFrame
     rows: Callable[..., list[dict[str, Any]]]
+    pieces: Callable[[Sequence[str]], Iterator[list[dict[str, Any]]]]
     names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A table that may be larger than the memory: the names of its columns, whole columns, and single rows."""
+    """A table that may be larger than the memory: the names of its columns, whole columns, and single rows.
+
+    `pieces` gives all rows of some columns in their order, some at a time.
+    """
 
     names: Sequence[str]
     columns: Callable[[Sequence[str]], pd.DataFrame]
     take: Callable[[Sequence[str], Sequence[int]], list[dict[str, Any]]]
+    pieces: Callable[[Sequence[str]], Iterator[list[dict[str, Any]]]]
 
 
 def blind_id(pair_id: str, text: str) -> str:
@@ -95,17 +105,27 @@ def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None =
     own["row"] = np.arange(len(own))
     wanted = texts | ({"prompt": "prompt"} if "prompt" in table.names else {})
 
-    def rows(places: Sequence[int], more: Sequence[str] = ()) -> list[dict[str, Any]]:
-        found = []
-        for place, row in zip(places, table.take([*dict.fromkeys((*wanted.values(), *more))], places), strict=True):
-            made: dict[str, Any] = {name: row[name] for name in more} | {name: keys[name][place] for name in keys}
-            made |= {name: _value(row[column]) for name, column in wanted.items()}
-            if "chosen_id" not in keys:
-                made |= {f"{side}_id": blind_id(made["pair_id"], str(made[side])) for side in texts}
-            found.append(made)
-        return found
+    def row_of(place: int, row: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
+        made: dict[str, Any] = {name: row[name] for name in more} | {name: keys[name][place] for name in keys}
+        made |= {name: _value(row[column]) for name, column in wanted.items()}
+        if "chosen_id" not in keys:
+            made |= {f"{side}_id": blind_id(made["pair_id"], str(made[side])) for side in texts}
+        return made
 
-    return OwnPairs(own, rows, list(table.names))
+    def columns_with(more: Sequence[str]) -> list[str]:
+        return [*dict.fromkeys((*wanted.values(), *more))]
+
+    def rows(places: Sequence[int], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+        found = table.take(columns_with(more), places)
+        return [row_of(place, row, more) for place, row in zip(places, found, strict=True)]
+
+    def pieces(more: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        first = 0
+        for piece in table.pieces(columns_with(more)):
+            yield [row_of(place, row, more) for place, row in enumerate(piece, first)]
+            first += len(piece)
+
+    return OwnPairs(own, rows, pieces, list(table.names))
 
 
 def cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
@@ -159,14 +179,13 @@ def _opened(file: Path) -> _Table:
             frame = read_table_file(file)
         except TableFileError as error:
             raise AuditError(str(error)) from error
-        return _Table(
-            list(frame.columns),
-            lambda names: frame[list(names)],
-            lambda names, places: [
-                dict(zip(names, cells, strict=True))
-                for cells in frame.iloc[list(places)][list(names)].itertuples(index=False, name=None)
-            ],
-        )
+
+        def take(names: Sequence[str], places: Sequence[int]) -> list[dict[str, Any]]:
+            chosen = frame.iloc[list(places)][list(names)]
+            return [dict(zip(names, cells, strict=True)) for cells in chosen.itertuples(index=False, name=None)]
+
+        return _Table(list(frame.columns), lambda names: frame[list(names)], take, _in_memory(take, len(frame)))
+    whole: pa.Table | None = None
     try:
         if kind in (".csv", ".tsv"):
             options: Mapping[str, Any] = {
@@ -178,15 +197,49 @@ def _opened(file: Path) -> _Table:
             head = pacsv.open_csv(file, **options).schema.names
             kinds = {name: pa.float64() if name == "probability" else pa.string() for name in head}
             converted = pacsv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-            source = pads.dataset(pacsv.read_csv(file, convert_options=converted, **options))
+            whole = pacsv.read_csv(file, convert_options=converted, **options)
+            source = pads.dataset(whole)
         else:
             source = pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
     except (OSError, pa.ArrowException) as error:
         raise AuditError(
             f"{file} cannot be read: {error}; give Parquet, or CSV or JSON Lines whose name ends in .csv or .jsonl"
         ) from error
+
+    def taken(names: Sequence[str], places: Sequence[int]) -> list[dict[str, Any]]:
+        return source.take(pa.array(places, pa.int64()), columns=list(names)).to_pylist()
+
     return _Table(
         source.schema.names,
         lambda names: source.to_table(columns=list(names)).to_pandas(ignore_metadata=True),
-        lambda names, places: source.take(pa.array(places, pa.int64()), columns=list(names)).to_pylist(),
+        taken,
+        partial(_parquet_pieces, file) if whole is None else _in_memory(taken, whole.num_rows),
     )
+
+
+def _in_memory(
+    take: Callable[[Sequence[str], Sequence[int]], list[dict[str, Any]]], count: int
+) -> Callable[[Sequence[str]], Iterator[list[dict[str, Any]]]]:
+    def pieces(names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        for start in range(0, count, _PIECE):
+            yield take(names, range(start, min(start + _PIECE, count)))
+
+    return pieces
+
+
+def _parquet_pieces(file: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a Parquet file, so many at a time that they take about 64 MiB."""
+    with pq.ParquetFile(file, buffer_size=_BUFFER) as opened:
+        for batch in opened.iter_batches(_rows_of_a_piece(opened.metadata, set(names)), columns=list(names)):
+            yield batch.to_pylist()
+
+
+def _rows_of_a_piece(about: pq.FileMetaData, names: set[str]) -> int:
+    """By the row group whose rows are the longest, once decompressed."""
+    longest = 0.0
+    for number in range(about.num_row_groups):
+        group = about.row_group(number)
+        columns = (group.column(place) for place in range(group.num_columns))
+        size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] in names)
+        longest = max(longest, size / max(1, group.num_rows))
+    return int(min(_PIECE, max(1, _PIECE_BYTES // max(1.0, longest))))

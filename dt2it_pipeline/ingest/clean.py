@@ -7,26 +7,29 @@ sources.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.observe.progress import Progress, Report, silent
-from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage import content_ids, records, schemas
 
 CONTRADICTORY = "contradictory pair"
 REPEATED = "duplicate pair"
 NEARLY_REPEATED = "near-duplicate pair"
 IDENTICAL = "identical sides"
 _NAMED = 5  # rows that a detail names
-_REPORTED = 1000  # pairs between two counts
+_LONG, _PIECE = 500_000, 4096  # pairs from which on several processes help, and rows that one works on at a time
 _BEGINNING = 64  # characters of two sides that are compared first; most differ there
 _SHINGLE = 5  # characters; the measure is the same for languages that write no spaces
 _HAN_SHARE = 0.3  # of a text's letters, from which on it is Chinese
@@ -64,7 +67,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def faulty_pairs(
-    pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, report: Report = silent
+    pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, report: Report = silent, processes: int = 1
 ) -> dict[int, Fault]:
     """Rows of a pairs table that should be quarantined, by their number in the table.
 
@@ -79,24 +82,27 @@ def faulty_pairs(
         prompts: table kind `prompts`, with every prompt of the pairs.
         near_duplicate: 0 to 1.
         report: is called with how many of the pairs are looked at.
+        processes: that share the work, once there are many pairs; what is found does not depend on them.
+
+    Raises:
+        WorkerError: one of several processes died.
     """
-    questions, names = _questions(prompts), _Names(pairs)
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for row, key in enumerate(pairs["prompt_id"].to_pylist()):
-        groups[questions[key]].append(row)
-    normal = _normal_sides(pairs, groups.values())
+    lost = (
+        f"one of {processes} processes that clean pairs ended before its work was done, often because memory ran out; "
+        "free memory on this machine and start again: what was read is kept"
+    )
+    server = partial(fork_server.context, fork_server.TABLES)
     found: dict[int, Fault] = {}
     progress = Progress(report, "pairs cleaned", pairs.num_rows)
-    done = 0
-    for rows in groups.values():
-        if rows[0] in normal:
-            texts = {row: normal.pop(row) for row in rows}
-            left = _exact(rows, texts, names, found)
-            if near_duplicate is not None and len(left) > 1:
-                _near(left, texts, names, near_duplicate, found)
-        done += len(rows)
-        if done - progress.done >= _REPORTED or done == pairs.num_rows:
-            progress.at(done)
+    with fork_server.Pool(processes if pairs.num_rows >= _LONG else 1, server, lost) as pool:
+        question = _questions(pairs, prompts, pool)
+        counts = np.bincount(question)
+        rows = np.argsort(question, kind="stable")
+        rows = rows[(counts[question[rows]] > 1) | _may_be_alike(pairs)[rows]]
+        progress.at(pairs.num_rows - len(rows))
+        for done, faults in pool.map(partial(_faults, near_duplicate), _pieces(pairs, question, rows)):
+            found |= faults
+            progress.add(done)
     return found
 
 
@@ -106,9 +112,10 @@ def clean_pairs(
     near_duplicate: float | None,
     stage: str,
     report: Report = silent,
+    processes: int = 1,
 ) -> tuple[pa.Table, pa.Table]:
     """Split a pairs table into the rows to keep and a `quarantine` table of the others (see `faulty_pairs`)."""
-    found = faulty_pairs(pairs, prompts, near_duplicate, report)
+    found = faulty_pairs(pairs, prompts, near_duplicate, report, processes)
     places = sorted(found)
     kept = np.ones(pairs.num_rows, dtype=bool)
     kept[places] = False
@@ -126,6 +133,41 @@ def clean_pairs(
     return pairs.filter(pa.array(kept)).combine_chunks(), schemas.table(aside, "quarantine")
 
 
+def _pieces(pairs: pa.Table, question: np.ndarray, rows: np.ndarray) -> Iterator[records.TablePiece]:
+    """Rows of the pairs table, which are ordered by their question, in pieces that hold all rows of their questions."""
+    columns = pairs.select(["chosen", "rejected", "source", "row_id"])
+    ends = np.flatnonzero(np.diff(question[rows], append=-1)) + 1
+    start = 0
+    while start < len(rows):
+        end = int(ends[min(int(np.searchsorted(ends, start + _PIECE)), len(ends) - 1)])
+        some = rows[start:end]
+        piece = columns.take(pa.array(some))
+        yield records.TablePiece(
+            piece.append_column("row", pa.array(some)).append_column("question", pa.array(question[some]))
+        )
+        start = end
+
+
+def _faults(near_duplicate: float | None, piece: records.TablePiece) -> tuple[int, dict[int, Fault]]:
+    """How many rows a piece has, and the faulty ones among them, by their number in the whole table."""
+    table = piece.rows
+    numbers, questions = table["row"].to_pylist(), table["question"].to_pylist()
+    sides = zip(*(table[name].to_pylist() for name in ("chosen", "rejected")), strict=True)
+    names = _Names(table)
+    found: dict[int, Fault] = {}
+    for _, group in itertools.groupby(zip(range(len(numbers)), sides, strict=True), lambda one: questions[one[0]]):
+        members = list(group)
+        if len(members) == 1 and not _begin_alike(*(text[:_BEGINNING] for text in members[0][1])):
+            continue
+        texts = {row: (normalised(chosen), normalised(rejected)) for row, (chosen, rejected) in members}
+        left = _exact(list(texts), texts, names, found)
+        if near_duplicate is not None and len(left) > 1:
+            _near(left, texts, names, near_duplicate, found)
+    return len(numbers), {
+        numbers[row]: fault._replace(of=None if fault.of is None else numbers[fault.of]) for row, fault in found.items()
+    }
+
+
 class _Names:
     """Every row of a pairs table as a person finds it: its source, and its own id there."""
 
@@ -137,18 +179,19 @@ class _Names:
         return source if row_id is None else f"{source}, {row_id}"
 
 
-def _normal_sides(pairs: pa.Table, groups: Iterable[Sequence[int]]) -> dict[int, tuple[str, str]]:
-    """Both sides of rows that may be faulty, normalised: rows whose question has others, and rows of alike sides."""
-    sides = pairs.select(["chosen", "rejected"])
-    beginnings = [pc.utf8_slice_codeunits(column, 0, _BEGINNING).to_pylist() for column in sides.columns]
-    suspected = [
-        row
-        for rows in groups
-        if len(rows) > 1 or _begin_alike(beginnings[0][rows[0]], beginnings[1][rows[0]])
-        for row in rows
-    ]
-    texts = (map(normalised, column.to_pylist()) for column in sides.take(pa.array(suspected, pa.int64())).columns)
-    return dict(zip(suspected, zip(*texts, strict=True), strict=True))
+def _may_be_alike(pairs: pa.Table) -> np.ndarray:
+    """Bool [pairs], False where the sides surely differ: each begins with a plain word, and these in another letter."""
+    first, plain = [], []
+    for name in ("chosen", "rejected"):
+        start = pc.utf8_slice_codeunits(pairs[name], 0, _BEGINNING)
+        # A word that may go on behind the slice, and a mark there may join it, is no such word.
+        whole = pc.match_substring_regex(start, r"^[a-zA-Z0-9]+ ")
+        plain.append(
+            pc.and_(whole, pc.and_(pc.string_is_ascii(start), pc.invert(pc.match_substring_regex(start, r"[<\\]"))))
+        )
+        first.append(pc.ascii_lower(pc.utf8_slice_codeunits(start, 0, 1)))
+    differ = pc.and_(pc.and_(*plain), pc.not_equal(*first))
+    return pc.invert(differ).to_numpy()
 
 
 def _begin_alike(*beginnings: str) -> bool:
@@ -160,19 +203,26 @@ def _begin_alike(*beginnings: str) -> bool:
     return all(one == other for one, other in zip(words[0][:-1], words[1][:-1], strict=False))
 
 
-def _questions(prompts: pa.Table) -> dict[str, Any]:
-    keys, systems = prompts["prompt_id"].to_pylist(), prompts["system"].to_pylist()
+def _questions(pairs: pa.Table, prompts: pa.Table, pool: fork_server.Pool) -> np.ndarray:
+    """A number for the question of every pair, equal ones alike, in the order of the prompts; int32 [pairs]."""
+    asked = prompts.select(["system", "turns", "media"])
+    _, number = content_ids.numbered(b"".join(pool.map(_question_digests, records.table_pieces(asked, _PIECE))))
+    prompt: np.ndarray = pc.index_in(pairs["prompt_id"], value_set=prompts["prompt_id"].combine_chunks()).to_numpy()
+    return number[prompt]
+
+
+def _question_digests(piece: records.TablePiece) -> bytes:
+    """16 bytes for each prompt, equal where the question is."""
+    prompts = piece.rows
+    systems = prompts["system"].to_pylist()
     normal = {system: normalised(system) for system in set(systems)}
-    return {
-        key: (normal[system], tuple(map(normalised, texts)), media)
-        for key, system, texts, media in zip(
-            keys,
-            systems,
-            records.inner_lists(prompts["turns"], "text"),
-            records.inner_lists(prompts["media"], "sha256"),
-            strict=True,
-        )
-    }
+    keys = zip(
+        map(normal.__getitem__, systems),
+        (tuple(map(normalised, texts)) for texts in records.inner_lists(prompts["turns"], "text")),
+        records.inner_lists(prompts["media"], "sha256"),
+        strict=True,
+    )
+    return content_ids.digests(map(repr, keys))
 
 
 def _exact(

@@ -10,12 +10,10 @@ from __future__ import annotations
 import itertools
 import tarfile
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dt2it_pipeline.engines.launch import fork_server
@@ -28,15 +26,12 @@ from dt2it_pipeline.ingest.recording import Recorded, own_ids, recorded
 from dt2it_pipeline.ingest.rows import Item, Line, Quarantined, Row, SourceError, Unparsed
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.storage.leftovers import sweep
 
-MOST_PROCESSES = 16
 _BATCH = 256  # items whose media are imported together
 # Rows, or what they take, from which on a source is long enough for several processes, whose start takes seconds.
 _LONG, _LONG_BYTES = 10_000, 64 << 20
 _PIECE, _PIECE_BYTES = 512, 8 << 20  # rows that go to a process at a time, and what their texts and images may take
-_AHEAD = 3  # pieces per process that wait or are worked on
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
 _HERE: dict[str, _PieceReader] = {}  # this worker process's own
 
@@ -63,11 +58,6 @@ class MediaFolder:
         finally:
             importer.close()
             root.close()
-
-
-def available_processes() -> int:
-    """As many processes as this one may use cores; each takes about 200 MiB of memory."""
-    return min(MOST_PROCESSES, usable_cores())
 
 
 def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = lambda row: None) -> Iterator[Item]:
@@ -176,36 +166,16 @@ class _PieceReader:
 def _in_processes(
     manifest: Manifest, reads: Iterator[Unparsed], first: Sequence[Row], media: MediaFolder, processes: int
 ) -> Iterator[Recorded]:
-    context = fork_server.context(__name__)
-    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(manifest, first, media))
-    waiting: deque[Future[Recorded]] = deque()
+    lost = (
+        f"source {manifest.name!r}: one of {processes} processes that read it ended before its work was "
+        "done, often because memory ran out; free memory on this machine and start again: what was imported is kept"
+    )
+    server = partial(fork_server.context, fork_server.TABLES)
     try:
-        for piece in _until_fault(_cut(reads), waiting):
-            waiting.append(pool.submit(_work, piece))
-            if len(waiting) >= _AHEAD * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        pool.shutdown()
+        with fork_server.Pool(processes, server, lost, _start, (manifest, first, media)) as pool:
+            yield from pool.map(_work, _cut(reads))
+    except WorkerError:
         sweep(media.store.glob("*"))  # a file that was being written
-        raise WorkerError(
-            f"source {manifest.name!r}: one of {processes} processes that read it ended before its work was "
-            "done, often because memory ran out; free memory on this machine and start again: what was imported is kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _until_fault(
-    found: Iterator[Sequence[Unparsed]], waiting: Iterable[Future[Recorded]]
-) -> Iterator[Sequence[Unparsed]]:
-    """The same; a fault of the source is raised behind those of earlier rows, as without processes."""
-    try:
-        yield from found
-    except SourceError:
-        for future in waiting:
-            future.result()
         raise
 
 

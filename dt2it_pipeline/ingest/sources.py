@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
-from dt2it_pipeline.ingest.pieces import MediaFolder, available_processes, items_of, pieces
+from dt2it_pipeline.ingest.pieces import MediaFolder, items_of, pieces
 from dt2it_pipeline.ingest.reading import SourceError, data_files, is_saved
 from dt2it_pipeline.ingest.recording import STAGE, TABLES, Recorded, quarantine_row
 from dt2it_pipeline.ingest.rows import TIE, Quarantined
@@ -28,7 +29,6 @@ from dt2it_pipeline.storage.artifacts import Artifact
 
 __all__ = [
     "SourceError",
-    "available_processes",
     "concatenate",
     "fingerprint",
     "items_of",
@@ -191,12 +191,19 @@ def read_source(
 
 
 def concatenate(
-    artifacts: list[Artifact], kinds: tuple[str, ...], near_duplicate: float | None = None, report: Report = silent
+    artifacts: list[Artifact],
+    kinds: tuple[str, ...],
+    near_duplicate: float | None = None,
+    report: Report = silent,
+    processes: int = 1,
 ) -> Artifact:
     """Join the artifacts of several sources into one; prompts that several sources share appear once.
 
     Pairs are cleaned on the way: repeated and contradictory ones are quarantined, and near-duplicates as far as
-    `near_duplicate` says (clean.py); `report` is called with how many are looked at.
+    `near_duplicate` says (clean.py); `report` is called with how many are looked at, and `processes` share the work.
+
+    Raises:
+        WorkerError: one of several processes died.
     """
     tables: dict[str, pa.Table] = {}
     for kind in kinds:
@@ -208,7 +215,9 @@ def concatenate(
     if repeated := sum(artifact.metadata.get("repeated_ids", 0) for artifact in artifacts):
         totals["repeated_ids"] = repeated
     if "pairs" in tables and "quarantine" in tables:
-        tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE, report)
+        tables["pairs"], aside = clean_pairs(
+            tables["pairs"], tables["prompts"], near_duplicate, STAGE, report, processes
+        )
         if aside.num_rows:
             tables["quarantine"] = pa.concat_tables([tables["quarantine"], aside])
             used = tables["pairs"]["prompt_id"].combine_chunks()
@@ -222,10 +231,10 @@ def concatenate(
 def unique_prompts(tables: list[pa.Table]) -> pa.Table:
     """Prompts tables as one, each prompt_id once (the first row that has it)."""
     joined = pa.concat_tables(tables)
-    first: dict[str, int] = {}
-    for index, key in enumerate(joined["prompt_id"].to_pylist()):
-        first.setdefault(key, index)
-    return joined.take(pa.array(first.values(), pa.int64())).combine_chunks()  # typed: there may be no prompt
+    codes = joined["prompt_id"].combine_chunks().dictionary_encode().indices
+    first = np.zeros(joined.num_rows, dtype=bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    return (joined if first.all() else joined.filter(pa.array(first))).combine_chunks()
 
 
 def _from_where(manifest: Manifest, data: Path | None) -> str:

@@ -15,8 +15,8 @@ import binascii
 import hashlib
 import io
 import json
-import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -224,21 +224,20 @@ def _put(content: bytes | Path, target: Path, synced: bool = True, sha256: str |
     ):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=owned_prefix(TEMPORARY), dir=target.parent)
+    temporary = target.with_name(f"{owned_prefix(TEMPORARY)}{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:  # as the umask has it, without asking for it
             if isinstance(content, Path):
                 with content.open("rb") as source:
                     shutil.copyfileobj(source, stream)
             else:
                 stream.write(content)
-        follow_umask(Path(temporary))
         if synced:
-            move_into_place(Path(temporary), target)
+            move_into_place(temporary, target)
         else:
-            Path(temporary).replace(target)
+            temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

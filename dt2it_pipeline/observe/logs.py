@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ from dt2it_pipeline.errors import UserError, WorkerError
 
 FORM, FILE, CONTEXT = "DT2IT_LOG", "DT2IT_LOG_FILE", "DT2IT_LOG_CONTEXT"
 FORMS = ("text", "json")
+MOST_ROW_IDS = 20  # that a line names
 _PACKAGE = __name__.partition(".")[0]
 _OWN_HANDLERS = ("vllm",)  # loggers of libraries that print by themselves and pass nothing on
 
@@ -38,7 +40,7 @@ class VariableError(UserError, ValueError):
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as one JSON object in one line; `row_ids` come from the record's `extra`.
+    """Writes a record as one JSON object in one line; `row_ids` come from the record's `extra`, 20 of them at most.
 
     Examples:
         >>> record = logging.LogRecord("dt2it_pipeline.judges", 30, "", 0, "no answer for %s", ("p1",), None)
@@ -58,7 +60,7 @@ class JsonFormatter(logging.Formatter):
         """What the line holds, but for an exception."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         rank = {"rank": int(os.environ["RANK"])} if os.environ.get("RANK", "").isdigit() else {}
-        rows = {"row_ids": list(record.row_ids)} if hasattr(record, "row_ids") else {}
+        rows = {"row_ids": list(islice(record.row_ids, MOST_ROW_IDS))} if hasattr(record, "row_ids") else {}
         return {
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname,

@@ -10,9 +10,11 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+_THREADS = 4  # files that are read at once
 _known: dict[tuple[int, int, int, int], str] = {}
 _lock = threading.Lock()
 
@@ -39,8 +41,12 @@ def sha256_of(file: Path) -> str:
 
 def digests_of(folder: Path, files: Iterable[Path] | None = None) -> dict[str, str]:
     """SHA-256 of files below a folder (all of them by default), by their paths from there, in order."""
-    chosen = (file for file in folder.rglob("*") if file.is_file()) if files is None else files
-    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(chosen)}
+    chosen = sorted((file for file in folder.rglob("*") if file.is_file()) if files is None else files)
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing does not hold the interpreter's lock
+        return {
+            file.relative_to(folder).as_posix(): found
+            for file, found in zip(chosen, threads.map(sha256_of, chosen), strict=True)
+        }
 
 
 def damage_in(folder: Path, digests: Mapping[str, str]) -> tuple[str, str] | None:

@@ -1,15 +1,40 @@
-"""Rows of tables as Python values: pairs from two texts, rows of quarantine, lists within a column."""
+"""Rows of tables as Python values (pairs from two texts, quarantine, lists within a column), and tables in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.storage.atomic import arrow_bytes
 from dt2it_pipeline.storage.content_ids import pair_id, response_id
+
+
+@dataclass(frozen=True)
+class TablePiece:
+    """Rows of a table that may go to another process: without the rows of its buffers that are not its own."""
+
+    rows: pa.Table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.rows.schema) as writer:
+            writer.write_table(self.rows)
+        return _arrived, (sink.getvalue().to_pybytes(),)
+
+
+def _arrived(stream: bytes) -> TablePiece:
+    return TablePiece(pa.ipc.open_stream(arrow_bytes(stream)).read_all())
+
+
+def table_pieces(table: pa.Table, rows: int) -> Iterator[TablePiece]:
+    """A table in pieces of so many rows, the last of which may be shorter."""
+    for start in range(0, table.num_rows, rows):
+        yield TablePiece(table.slice(start, rows))
 
 
 def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dt2it_pipeline.observe import logs
 from dt2it_pipeline.observe.logs import VariableError, configure_logs, log_context, log_place
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.support.child_jobs import Crash, Warns
 
@@ -119,6 +120,31 @@ def test_a_stage_gives_its_place_to_its_children(tmp_path, monkeypatch):
     kept = objects((tmp_path / "lines.jsonl").read_text())
     assert len(kept) == 2
     assert {(line["run_id"], line["round"], line["stage"]) for line in kept} == {(result.run_id, "1", "heavy")}
+
+
+def test_a_stage_names_the_rows_that_it_did_not_use_by_reason(tmp_path, monkeypatch, root):
+    monkeypatch.setenv("DT2IT_LOG_FILE", str(tmp_path / "lines.jsonl"))
+    configure_logs()
+    reasons = ["missing image"] * 30 + ["tie"]
+    aside = [records.quarantine_row(f"r{n}", "ingest", reason, "", "s") for n, reason in enumerate(reasons)]
+
+    @dg.asset(code_version="1")
+    def raw(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        tables = {"quarantine": schemas.table(aside, "quarantine")}
+        run_stage(context, Store(tmp_path), lambda work: Artifact(tables, {}), inputs={}, settings={})
+        return dg.MaterializeResult()
+
+    result = dg.materialize([raw])
+    kept = [line for line in objects((tmp_path / "lines.jsonl").read_text()) if "row_ids" in line]
+    assert [line["message"] for line in kept] == ["raw: 30 not used, missing image", "raw: 1 not used, tie"]
+    assert [line["row_ids"] for line in kept] == [[f"r{n}" for n in range(20)], ["r30"]]
+    assert all((line["run_id"], line["stage"]) == (result.run_id, "raw") for line in kept)
+
+
+def test_a_line_names_twenty_rows_at_most():
+    record = logging.LogRecord("dt2it_pipeline.x", 30, "", 0, "many", (), None)
+    record.row_ids = (f"r{n}" for n in range(10**9))
+    assert json.loads(logs.JsonFormatter().format(record))["row_ids"] == [f"r{n}" for n in range(20)]
 
 
 def test_lines_of_many_threads_and_processes_do_not_mix(tmp_path, monkeypatch, root):

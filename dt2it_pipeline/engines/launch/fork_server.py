@@ -1,4 +1,4 @@
-"""Where processes come from that share a stage's work: a fork server, a fresh process that forks.
+"""Processes that share a stage's work: a fork server, which is a fresh process that forks, and pools of its children.
 
 A fork of the stage's own process would share its threads and their locks, its connections and its CUDA context.
 Processes that start from nothing import their modules each for themselves. The server imports them once, has no
@@ -13,13 +13,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from typing import Any, TypeVar
 
+from dt2it_pipeline.errors import WorkerError
+from dt2it_pipeline.observe.cores import usable_cores
+
+Piece = TypeVar("Piece")
+Made = TypeVar("Made")
+_AHEAD = 3  # pieces per process that wait or are worked on
 # What servers of workers import that run a model; see `ShardedJob.preloaded`.
 VLLM = "dt2it_pipeline.engines.launch.vllm_imports"
 TRANSFORMERS = "dt2it_pipeline.engines.launch.transformers_imports"
+# And of processes that read sources and work on their tables.
+TABLES = "dt2it_pipeline.ingest.pieces"
+MOST_PROCESSES = 16  # each takes 150 to 450 MiB of memory
 
 
 def context(preloaded: str) -> ForkServerContext:
@@ -31,6 +44,73 @@ def context(preloaded: str) -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([preloaded])
     return found
+
+
+def available_processes() -> int:
+    """As many processes as this one may use cores, 16 at most."""
+    return min(MOST_PROCESSES, usable_cores())
+
+
+class Pool:
+    """Processes that work on pieces of one thing; what they make of these comes in order, whoever made it.
+
+    Args:
+        processes: how many; below 2 this process works, and `start` is not called.
+        server: what they are started in, see `context`.
+        lost: what to say when one of them died.
+        start: is called first in each of them; it should call `end_with_parent`.
+        arguments: of `start`.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        server: Callable[[], ForkServerContext],
+        lost: str,
+        start: Callable[..., None] | None = None,
+        arguments: tuple[Any, ...] = (),
+    ) -> None:
+        self._ahead, self._lost, self._pool = _AHEAD * processes, lost, None
+        if processes > 1:
+            started = end_with_parent if start is None else start
+            self._pool = ProcessPoolExecutor(processes, server(), initializer=started, initargs=arguments)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Piece], Made], pieces: Iterable[Piece]) -> Iterator[Made]:
+        """What a function of a module makes of every piece; a few pieces of each process lie in memory at a time.
+
+        Raises:
+            WorkerError: a process died. Else what the function raises, or `pieces`; the first in their order.
+        """
+        if self._pool is None:
+            yield from map(function, pieces)
+            return
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for piece in _until_fault(pieces, waiting):
+                waiting.append(self._pool.submit(function, piece))
+                if len(waiting) >= self._ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerError(self._lost) from error
+
+
+def _until_fault(pieces: Iterable[Piece], waiting: Iterable[Future[Any]]) -> Iterator[Piece]:
+    """The same; what is raised on the way comes behind the faults of earlier pieces, as without processes."""
+    try:
+        yield from pieces
+    except Exception:
+        for future in waiting:
+            future.result()
+        raise
 
 
 def start(variables: Mapping[str, str]) -> None:

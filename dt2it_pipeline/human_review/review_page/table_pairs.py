@@ -45,7 +45,6 @@ from dt2it_pipeline.storage.table_files import as_keys
 
 MEDIA_COLUMNS = {"image": ("images", "image"), "video": ("videos", "video")}  # looked for where none is named
 _EVIDENCE = "cleaning_evidence.parquet"  # of `dt2it clean`
-_READ = 65_536  # rows at once: each reading of a Parquet file decodes whole row groups
 _MOST_EMBEDDED = 32  # images of one pair that the table holds itself
 
 
@@ -88,7 +87,7 @@ def table_version(table: OwnTable) -> str:
 
 
 def read_table(table: OwnTable) -> Catalogue:
-    """The pairs of a table. While it is read, all of it lies in memory.
+    """The pairs of a table. One in Parquet is read some rows at a time; others lie in memory while they are read.
 
     Raises:
         AuditError: the table or the cleaning result cannot be read, or a column is missing.
@@ -109,8 +108,7 @@ def read_table(table: OwnTable) -> Catalogue:
 
     def given() -> Any:
         nonlocal hidden
-        for start in range(0, len(frame), _READ):
-            rows = own.rows(range(start, min(start + _READ, len(frame))), list(media.values()))
+        for rows in own.pieces(list(media.values())):
             made = [_side_row(row) for row in rows]
             batch = pa.RecordBatch.from_pylist(made, schema=SIDES_SCHEMA)
             measured.append((*lengths(batch["chosen"], batch["rejected"]), script_codes(batch["chosen"])))

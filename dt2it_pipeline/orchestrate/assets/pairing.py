@@ -15,6 +15,7 @@ from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.generators import Models, models_of, with_models
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME, RestyleJob
+from dt2it_pipeline.engines.launch.fork_server import available_processes
 from dt2it_pipeline.judges import templates
 from dt2it_pipeline.orchestrate.assets.construction import GROUP, template_versions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -64,9 +65,9 @@ def build_debiased_pairs(
         opened = store.open()
 
         def pair(work: Path) -> Artifact:
-            prompts = raw_prompts["prompts"]
+            prompts, cores = raw_prompts["prompts"], available_processes()
             formed, spares, unused = form_pairs_with_spares(
-                prompts, judged_responses["responses"], judged_responses["judgements"], pairing, seed
+                prompts, judged_responses["responses"], judged_responses["judgements"], pairing, seed, cores
             )
             candidates = formed.num_rows + unused.num_rows
             rewriting: dict[str, Any] = {}
@@ -100,6 +101,7 @@ def build_debiased_pairs(
                 folds,
                 seed,
                 _writers(pairing, judged_responses, rewritten),
+                cores,
             )
             swapped = pa.array(sorted(chosen.swapped_in), pa.string())
             quarantine = pa.concat_tables(

@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 from dt2it_pipeline.config.sections.cleaning import CleaningSettings
 from dt2it_pipeline.config.sections.demo import DemoSettings
 from dt2it_pipeline.config.sections.landing import LandingSettings
+from dt2it_pipeline.engines.launch.fork_server import available_processes
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.provenance import RECORD, provenance_of
 from dt2it_pipeline.ingest.sources import (
     SourceError,
-    available_processes,
     concatenate,
     fingerprint,
     read_source,
@@ -141,7 +141,11 @@ def _raw_asset(
         if manifests and not artifacts:
             raise dg.Failure(f"no source of {name} can be read: {'; '.join(faults.values())}", allow_retries=False)
         joined = concatenate(
-            list(artifacts.values()), (*kinds, "quarantine"), cleaning.near_duplicate, step_reporter(context)
+            list(artifacts.values()),
+            (*kinds, "quarantine"),
+            cleaning.near_duplicate,
+            step_reporter(context),
+            available_processes(),
         )
         unread = [
             records.quarantine_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()

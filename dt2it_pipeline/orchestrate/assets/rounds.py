@@ -11,6 +11,7 @@ from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.policies.choice import make_policy
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame
+from dt2it_pipeline.engines.launch.fork_server import available_processes
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.media.index import MediaIndex
@@ -77,7 +78,9 @@ def joined_pairs(
     repeated = to_frame(pairs.filter(pc.invert(first))).assign(reason="pair is in an earlier part", detail="")
     content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
     hashes = image_hashes(prompts, benchmarks, settings, media_root)
-    clean, contaminated, report = decontaminate(pairs.filter(first), prompts, content, settings, hashes)
+    clean, contaminated, report = decontaminate(
+        pairs.filter(first), prompts, content, settings, hashes, available_processes()
+    )
     used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=clean["prompt_id"].combine_chunks()))
     kept, held_out = hold_out(clean, parts["debiased_pairs"]["pairs"], trusted) if trusted else (clean, clean[:0])
     quarantine = pa.concat_tables([quarantine_table(repeated, "training_pairs"), contaminated])
@@ -123,7 +126,7 @@ def no_contamination(
     """Check `no_contamination`: no pair that is trained on holds what a benchmark holds."""
     content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
     hashes = image_hashes(artifact["prompts"], benchmarks, settings, media_root)
-    left = contaminated_pairs(artifact["pairs"], artifact["prompts"], content, settings, hashes)
+    left = contaminated_pairs(artifact["pairs"], artifact["prompts"], content, settings, hashes, available_processes())
     examples = [f"{key}: {fault.reason} ({fault.benchmark})" for key, fault in sorted(left.items())[:5]]
     return dg.AssetCheckResult(
         check_name=NO_CONTAMINATION.name, passed=not left, metadata={"pairs": len(left), "examples": examples}

@@ -8,6 +8,7 @@ nothing is computed again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from dt2it_pipeline.config.paths import object_store_url
 from dt2it_pipeline.media.opening import shared_media
-from dt2it_pipeline.observe.logs import log_context
+from dt2it_pipeline.observe.logs import MOST_ROW_IDS, log_context
 from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 from dt2it_pipeline.orchestrate.gpu_time import gpu_seconds
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
@@ -31,7 +34,9 @@ from dt2it_pipeline.storage.atomic import StoreError
 from dt2it_pipeline.storage.content_ids import content_hash
 from dt2it_pipeline.storage.home.object_store import ObjectStore, ObjectStoreError
 
+_logger = logging.getLogger(__name__)
 _REASONS = 3  # why rows are quarantined or dropped, that a stage's line names
+_LOGGED_REASONS = 20  # that have a line of their own, with ids of their rows
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
 
 
@@ -88,8 +93,20 @@ def run_stage(
         store.finish_work(name, partition)
         note_success(store, name, partition, context.log.warning)
         context.log.info(_line(name, stored, f"{metadata['seconds']:.1f} s"))
+        _log_quarantined(name, artifact.tables.get("quarantine"))
         _share(context, shared, store, name, key, partition)
         return stored
+
+
+def _log_quarantined(name: str, quarantine: pa.Table | None) -> None:
+    """Log for each reason how many rows were not used, with the ids of the first ones: for whoever collects lines."""
+    if quarantine is None:
+        return
+    counts = pc.value_counts(quarantine["reason"]).to_pylist()
+    for each in sorted(counts, key=lambda each: -each["counts"])[:_LOGGED_REASONS]:
+        rows = quarantine.filter(pc.equal(quarantine["reason"], each["values"])).slice(0, MOST_ROW_IDS)
+        row_ids = rows["row_id"].to_pylist()
+        _logger.info("%s: %s not used, %s", name, f"{each['counts']:,}", each["values"], extra={"row_ids": row_ids})
 
 
 def log_place_of(context: dg.AssetExecutionContext, stage: str) -> contextlib.AbstractContextManager[None]:

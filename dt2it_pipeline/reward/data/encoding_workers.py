@@ -5,29 +5,24 @@ Results come back in the order of the chunks, whoever made them, so that they do
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dt2it_pipeline.errors import WorkerError
+from dt2it_pipeline.engines.launch.fork_server import Pool
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.reward.data import fork_server
 from dt2it_pipeline.reward.data.encoding import PromptEncoder, PromptError, TokenisedPrompt, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry, media_key
 from dt2it_pipeline.reward.data.token_table import StoredImages, image_row
 from dt2it_pipeline.reward.families import Family
 
-MOST_PROCESSES = 16  # each has libraries of 400 MiB in memory
-_AHEAD = 3  # chunks per process that wait or are worked on
 _HERE: dict[str, RowEncoder] = {}  # this worker process's own
 
 
@@ -145,8 +140,8 @@ class RowEncoder:
 class Encoding:
     """Maps chunks over processes, or in this one where there is no pool."""
 
-    def __init__(self, here: RowEncoder, pool: ProcessPoolExecutor | None, processes: int) -> None:
-        self._here, self._pool, self._processes = here, pool, processes
+    def __init__(self, here: RowEncoder, pool: Pool | None) -> None:
+        self._here, self._pool = here, pool
 
     def map(self, method: str, chunks: Iterable[Any]) -> Iterator[Any]:
         """What `RowEncoder.method` makes of every chunk, in order; few chunks lie in memory at a time.
@@ -155,39 +150,22 @@ class Encoding:
             WorkerError: a process died.
         """
         if self._pool is None:
-            yield from map(getattr(self._here, method), chunks)
-            return
-        waiting: deque[Future[Any]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(_work, method, chunk))
-                if len(waiting) >= _AHEAD * self._processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                f"one of {self._processes} processes that encode prompts and responses ended before its work was done, "
-                "often because memory ran out; free memory on this machine and start again: nothing is lost"
-            ) from error
+            return map(getattr(self._here, method), chunks)
+        return self._pool.map(partial(_work, method), chunks)
 
 
 @contextmanager
 def encoding(source: EncoderSource, here: PromptEncoder, processes: int) -> Iterator[Encoding]:
     """Processes that encode as `source` says; with one process, this one does it with `here`."""
     if processes < 2:
-        yield Encoding(RowEncoder(here), None, 1)
+        yield Encoding(RowEncoder(here), None)
         return
-    pool = ProcessPoolExecutor(processes, fork_server.context(), initializer=_start, initargs=(source,))
-    try:
-        yield Encoding(RowEncoder(here), pool, processes)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def available_processes() -> int:
-    """As many encoding processes as this process may use cores."""
-    return min(MOST_PROCESSES, usable_cores())
+    lost = (
+        f"one of {processes} processes that encode prompts and responses ended before its work was done, "
+        "often because memory ran out; free memory on this machine and start again: nothing is lost"
+    )
+    with Pool(processes, fork_server.context, lost, _start, (source,)) as pool:
+        yield Encoding(RowEncoder(here), pool)
 
 
 def _start(source: EncoderSource) -> None:

@@ -7,9 +7,8 @@ all.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from dt2it_pipeline.engines.launch.fork_server import available_processes
 from dt2it_pipeline.reward.data import token_table
 from dt2it_pipeline.reward.data.encoding import PromptEncoder
 from dt2it_pipeline.reward.data.encoding_workers import (
@@ -27,20 +26,16 @@ from dt2it_pipeline.reward.data.encoding_workers import (
     Encoding,
     PromptChunk,
     RowEncoder,
-    available_processes,
     encoding,
 )
-from dt2it_pipeline.reward.data.images import media_key
+from dt2it_pipeline.reward.data.table_numbers import ROWS, PairNumbers, PromptNumbers, texts_of
 from dt2it_pipeline.reward.too_long import too_long
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 _FORMAT = 2  # raise it when the files or their making change
 _LEAST_PAIRS = 4000  # fewer are encoded sooner than processes start
-_ROWS = 4096  # of a table that are read at a time
-_PROMPTS, _RESPONSES, _MEDIA = 512, 2048, 1024  # of a chunk
+_PROMPTS, _RESPONSES = 512, 2048  # of a chunk
 _PROCESSOR_FILES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
-_LIGHT = ["pair_id", "prompt_id", "strength", "source", "row_id", *schemas.LIST_COLUMNS]
-_LABELS = ("pair_id", "chosen_id", "strength", *schemas.LIST_COLUMNS)
 _OK, _NO_PROMPT, _BAD_PROMPT, _LONG, _INFINITE = range(5)
 
 
@@ -98,9 +93,9 @@ def build(folder: Path, source: TableSource, here: PromptEncoder, processes: int
         OSError: it cannot be written.
         WorkerError: an encoding process died.
     """
-    pairs = _Pairs(source.pairs)
+    pairs = PairNumbers(source.pairs)
     if processes is None:
-        processes = available_processes() if len(pairs.table) >= _LEAST_PAIRS else 1
+        processes = available_processes() if len(pairs) >= _LEAST_PAIRS else 1
     with atomic.atomic_directory(folder) as place, encoding(source.encoder, here, processes) as workers:
         prompts = _write_prompts(place, source, pairs, workers)
         responses, lengths = _write_responses(place, pairs, source, workers)
@@ -114,36 +109,6 @@ def images_have_changed(table: token_table.TokenTable, here: PromptEncoder) -> b
     """Whether a medium that could not be used when the table was made can be used now."""
     now = RowEncoder(here).headers([medium for _, medium in table.images.unusable()])
     return any(row.get("reason") is None for row in now)
-
-
-class _Pairs:
-    """The pairs table but for its texts: light columns, and which texts are new.
-
-    Attributes:
-        table: the columns _LIGHT.
-        content: digest of ids, labels, strengths and lists, in their order.
-        new: whether a text is the first of its kind, in the order chosen, rejected, chosen, ...; bool [2 * pairs].
-        response_of: number of each text among the new ones, int32 [2 * pairs].
-    """
-
-    def __init__(self, path: Path) -> None:
-        pieces, digests, contents = [], [], []
-        for piece in atomic.iter_parquet(path, "pairs", _ROWS):
-            pieces.append(piece.select(_LIGHT))
-            labels = (piece.column(name).to_pylist() for name in _LABELS)
-            contents.append(content_ids.content_hash(*labels))
-            digests.append(b"".join(hashlib.blake2b(t.encode(), digest_size=16).digest() for t in _texts(piece)))
-        self.content = content_ids.content_hash(*contents)
-        self.table = pa.concat_tables(pieces)
-        halves = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal texts comes first
-        starts = np.ones(len(order), dtype=bool)
-        starts[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
-        first = order[starts][np.cumsum(starts) - 1] if len(order) else order  # of each text, by place in `order`
-        first_of = np.empty(len(order), dtype=np.int64)
-        first_of[order] = first
-        self.new = first_of == np.arange(len(order))
-        self.response_of = (np.cumsum(self.new) - 1).astype(np.int32)[first_of]
 
 
 @dataclass
@@ -187,27 +152,20 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _texts(piece: pa.Table) -> list[str]:
-    """Texts of a piece of the pairs table: chosen, rejected, chosen, ..."""
-    sides = (piece.column(name).to_pylist() for name in ("chosen", "rejected"))
-    return [text for pair in zip(*sides, strict=True) for text in pair]
-
-
-def _write_prompts(place: Path, source: TableSource, pairs: _Pairs, workers: Encoding) -> _Prompts:
+def _write_prompts(place: Path, source: TableSource, pairs: PairNumbers, workers: Encoding) -> _Prompts:
     """Encode the prompts that pairs have, in the order of the prompts table, behind their images."""
-    asked = pairs.table.column("prompt_id")
-    found = _PromptRows(pc.unique(asked))
+    found = PromptNumbers(source.prompts, pairs)
     images_file = place / token_table.IMAGES
     with pa.OSFile(str(images_file), "wb") as sink, pa.ipc.new_file(sink, token_table.IMAGE_SCHEMA) as writer:
-        for rows in workers.map("headers", found.media(source.prompts)):
+        for rows in workers.map("headers", found.media()):
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=token_table.IMAGE_SCHEMA))
-    names, per_prompt, slots = found.names(), found.media_counts(), found.slots()
+    per_prompt, slots = found.media_counts, found.slots
 
     counts, lengths = [], []
     faults: dict[int, tuple[str, str]] = {}
     tokens = _Flat(place, "prompt_tokens")
     first = 0
-    for made in workers.map("prompts", _prompt_chunks(source.prompts, found.kept, per_prompt, slots, images_file)):
+    for made in workers.map("prompts", _prompt_chunks(found, images_file)):
         assert isinstance(made, EncodedRows)
         tokens.add(made.tokens)
         counts.append(made.counts)
@@ -220,94 +178,28 @@ def _write_prompts(place: Path, source: TableSource, pairs: _Pairs, workers: Enc
     good = count >= 0
     _write(place, "prompt_starts", _starts(count[good]))
     _write(place, "prompt_lengths", length[good])
-    ranks = np.empty(len(names), dtype=np.int32)
-    ranks[pc.sort_indices(names).to_numpy()] = np.arange(len(names))
-    _write(place, "prompt_ranks", ranks[good])
+    _write(place, "prompt_ranks", found.ranks()[good])
     _write(place, "prompt_images", slots[np.repeat(good, per_prompt)])
     _write(place, "prompt_image_starts", _starts(per_prompt[good]))
-    of_pair = pc.index_in(asked, value_set=names).fill_null(-1).to_numpy()
-    return _Prompts(of_pair, np.where(good, np.cumsum(good) - 1, -1), length, faults)
+    return _Prompts(found.of_pair, np.where(good, np.cumsum(good) - 1, -1), length, faults)
 
 
-class _PromptRows:
-    """Which rows of the prompts table are encoded: those that pairs have, the first of each id.
-
-    Args:
-        wanted: ids of prompts, each once.
-
-    Attributes:
-        kept: the rows, for every piece of the prompts table.
-    """
-
-    def __init__(self, wanted: pa.Array) -> None:
-        self._wanted = wanted
-        self.kept: list[np.ndarray] = []
-        self._names: list[pa.Array] = []
-        self._counts: list[np.ndarray] = []
-        self._slots: list[np.ndarray] = []
-
-    def media(self, prompts: Path) -> Iterator[list[dict[str, Any]]]:
-        """Go through the prompts table; gives chunks of its media, each once, in the order in which they are met."""
-        seen = np.zeros(len(self._wanted), dtype=bool)
-        index: dict[bytes, int] = {}  # by digest of the medium's key, which may be a long path
-        waiting: list[dict[str, Any]] = []
-        for piece in atomic.iter_parquet(prompts, "prompts", _ROWS):
-            number = pc.index_in(piece.column("prompt_id"), value_set=self._wanted).fill_null(-1).to_numpy()
-            _, first = np.unique(number, return_index=True)
-            first = np.sort(first[number[first] >= 0])
-            rows = first[~seen[number[first]]]
-            seen[number[rows]] = True
-            chosen = piece.select(["prompt_id", "media"]).take(pa.array(rows))
-            self.kept.append(rows)
-            self._names += chosen.column("prompt_id").chunks
-            shown = chosen.column("media").to_pylist()
-            self._counts.append(np.array([len(media or ()) for media in shown], dtype=np.int64))
-            slots = []
-            for medium in (medium for media in shown for medium in media or ()):
-                key = hashlib.blake2b(media_key(medium).encode(), digest_size=16).digest()
-                if key not in index:
-                    index[key] = len(index)
-                    waiting.append(medium)
-                slots.append(index[key])
-            self._slots.append(np.array(slots, dtype=np.int32))
-            while len(waiting) >= _MEDIA:
-                yield waiting[:_MEDIA]
-                del waiting[:_MEDIA]
-        if waiting:
-            yield waiting
-
-    def names(self) -> pa.Array:
-        """Ids of the prompts that are encoded."""
-        return pa.chunked_array(self._names, pa.string()).combine_chunks()
-
-    def media_counts(self) -> np.ndarray:
-        """Media of each, int64 [prompts]."""
-        return np.concatenate([*self._counts, np.zeros(0, dtype=np.int64)])
-
-    def slots(self) -> np.ndarray:
-        """Index of each medium of each, one after the other, int32."""
-        return np.concatenate([*self._slots, np.zeros(0, dtype=np.int32)])
-
-
-def _prompt_chunks(
-    prompts: Path, kept: Sequence[np.ndarray], media_counts: np.ndarray, slots: np.ndarray, images_file: Path
-) -> Iterator[PromptChunk]:
-    starts = _starts(media_counts)
+def _prompt_chunks(found: PromptNumbers, images_file: Path) -> Iterator[PromptChunk]:
+    starts = _starts(found.media_counts)
     first = 0
-    for piece, rows in zip(atomic.iter_parquet(prompts, "prompts", _ROWS), kept, strict=True):
-        chosen = piece.select(["turns", "system", "media"]).take(pa.array(rows))
+    for chosen in found.pieces(["turns", "system", "media"]):
         for at in range(0, len(chosen), _PROMPTS):
             part = chosen.slice(at, _PROMPTS)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, part.schema) as writer:
                 writer.write_table(part)
-            shown = slots[starts[first] : starts[first + len(part)]]
+            shown = found.slots[starts[first] : starts[first + len(part)]]
             yield PromptChunk(sink.getvalue().to_pybytes(), images_file, shown)
             first += len(part)
 
 
 def _write_responses(
-    place: Path, pairs: _Pairs, source: TableSource, workers: Encoding
+    place: Path, pairs: PairNumbers, source: TableSource, workers: Encoding
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode every text once; responses of each pair [pairs, 2], and tokens of each response."""
     tokens = _Flat(place, "response_tokens")
@@ -325,8 +217,8 @@ def _write_responses(
 def _response_chunks(path: Path, new: np.ndarray) -> Iterator[list[str]]:
     waiting: list[str] = []
     first = 0
-    for piece in atomic.iter_parquet(path, "pairs", _ROWS):
-        texts = _texts(piece)
+    for piece in atomic.iter_parquet(path, "pairs", ROWS):
+        texts = texts_of(piece)
         waiting += [texts[at] for at in np.flatnonzero(new[first : first + len(texts)]).tolist()]
         first += len(texts)
         while len(waiting) >= _RESPONSES:
@@ -337,49 +229,63 @@ def _response_chunks(path: Path, new: np.ndarray) -> Iterator[list[str]]:
 
 
 def _write_pairs(
-    place: Path, source: TableSource, pairs: _Pairs, prompts: _Prompts, responses: np.ndarray, lengths: np.ndarray
+    place: Path, source: TableSource, pairs: PairNumbers, prompts: _Prompts, responses: np.ndarray, lengths: np.ndarray
 ) -> None:
     """Write the pairs that can be used, and quarantine the others."""
-    strengths = pairs.table.column("strength").fill_null(np.nan).to_numpy()
     found = prompts.of_pair >= 0
     number = np.where(found, prompts.of_pair, 0)
     encoded = found & (_at(prompts.stored, number) >= 0)
     total = _at(prompts.lengths, number).astype(np.int64) + lengths[responses].max(axis=1, initial=0)
-    fault = np.full(len(found), _OK)
+    fault = np.full(len(found), _OK, dtype=np.int8)
     if source.use_strength:
-        fault[np.isinf(strengths)] = _INFINITE
+        fault[np.isinf(pairs.strengths)] = _INFINITE
     fault[encoded & (total > source.max_length)] = _LONG
     fault[found & ~encoded] = _BAD_PROMPT
     fault[~found] = _NO_PROMPT
-    quarantined = []
-    for at in np.flatnonzero(fault != _OK).tolist():
-        row = pairs.table.slice(at, 1).to_pylist()[0]
-        why: tuple[str, str] | None
+
+    def why(at: int, row: dict[str, Any]) -> tuple[str, str]:
         if fault[at] == _NO_PROMPT:
-            why = "prompt not in the table", row["prompt_id"]
-        elif fault[at] == _BAD_PROMPT:
-            why = prompts.faults[int(number[at])]
-        elif fault[at] == _LONG:
-            why = too_long(int(total[at]), source.max_length)
-        else:
-            why = "strength is infinite", str(row["strength"])
-        assert why is not None
-        quarantined.append(records.quarantine_pair(row, "training", *why))
-    atomic.write_parquet(schemas.table(quarantined, "quarantine"), place / token_table.QUARANTINE)
+            return "prompt not in the table", row["prompt_id"]
+        if fault[at] == _BAD_PROMPT:
+            return prompts.faults[int(number[at])]
+        if fault[at] == _INFINITE:
+            return "strength is infinite", str(row["strength"])
+        long = too_long(int(total[at]), source.max_length)
+        assert long is not None
+        return long
+
+    _write_names(place, source.pairs, fault, why)
     good = np.flatnonzero(fault == _OK)
     _write(place, "pair_prompts", _at(prompts.stored, number)[good])
     _write(place, "pair_responses", responses[good])
-    _write(place, "pair_strengths", strengths[good])
-    lists = pairs.table.column("list_id").combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
-    ranks = [pairs.table.column(name).fill_null(np.nan).to_numpy() for name in schemas.LIST_COLUMNS[1:]]
-    _write(place, "pair_lists", lists[good])
-    _write(place, "pair_ranks", np.stack(ranks, axis=1)[good])
-    named = pairs.table.select(token_table.PAIR_SCHEMA.names).take(pa.array(good)).cast(token_table.PAIR_SCHEMA)
+    _write(place, "pair_strengths", pairs.strengths[good])
+    _write(place, "pair_lists", pairs.lists[good])
+    _write(place, "pair_ranks", pairs.ranks[good])
+
+
+def _write_names(
+    place: Path, path: Path, fault: np.ndarray, why: Callable[[int, dict[str, Any]], tuple[str, str]]
+) -> None:
+    """Write ids and sources of the pairs that can be used, and the quarantine of the others."""
+    quarantined = [schemas.table([], "quarantine")]
+    first = 0
     with (
         pa.OSFile(str(place / token_table.PAIRS), "wb") as sink,
         pa.ipc.new_file(sink, token_table.PAIR_SCHEMA) as writer,
     ):
-        writer.write_table(named)
+        for piece in atomic.iter_parquet(path, "pairs", ROWS):
+            good = fault[first : first + len(piece)] == _OK
+            named = piece.select(token_table.PAIR_SCHEMA.names).filter(pa.array(good))
+            writer.write_table(named.cast(token_table.PAIR_SCHEMA))
+            columns = ["pair_id", "prompt_id", "source", "row_id", "strength"]
+            rows = piece.select(columns).filter(pa.array(~good)).to_pylist()
+            places = (np.flatnonzero(~good) + first).tolist()
+            aside = (
+                records.quarantine_pair(row, "training", *why(at, row)) for at, row in zip(places, rows, strict=True)
+            )
+            quarantined.append(schemas.table(aside, "quarantine"))
+            first += len(piece)
+    atomic.write_parquet(pa.concat_tables(quarantined).combine_chunks(), place / token_table.QUARANTINE)
 
 
 def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:

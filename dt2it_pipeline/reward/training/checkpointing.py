@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids, finished_work
+from dt2it_pipeline.storage.artifacts import model_digest
 from dt2it_pipeline.storage.permissions import foreign_file
 
 _MARKER = "complete.json"
@@ -70,6 +72,39 @@ def fingerprint(pairs: str, settings: Mapping[str, Any], seed: int, ranks: int, 
     `pairs` is the digest of the pairs and their labels, `base_model` that of the model's content.
     """
     return content_ids.content_hash(pairs, dict(settings), seed, ranks, base_model)
+
+
+class BaseDigest:
+    """The digest of the model that a training starts from. Hashing gigabytes goes on beside loading them.
+
+    Args:
+        base_model: folder or Hub id.
+        ranks: the process group; its first rank reads.
+    """
+
+    def __init__(self, base_model: str, ranks: Ranks) -> None:
+        self._base_model, self._ranks = base_model, ranks
+        self._thread = threading.Thread(target=self._ahead, daemon=True)
+        if ranks.rank == 0:
+            self._thread.start()
+
+    def _ahead(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # `of` meets a fault again; or the process is ending
+            model_digest(self._base_model)  # kept by integrity.py for each file
+
+    def of(self, source: str) -> str:
+        """The digest of `base_model` and of the folder that it was loaded from; every rank must call this.
+
+        The base model of an adapter lies elsewhere than the adapter.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        read = []
+        if self._ranks.rank == 0:
+            self._thread.join()
+            read = [model_digest(folder) for folder in (self._base_model, source)]
+        return " ".join(self._ranks.gather(read)[0])
 
 
 def save(engine: Any, work: Path, digest: str, state: Mapping[str, Any], ranks: Ranks, before: int) -> None:

@@ -35,7 +35,7 @@ from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup
 from dt2it_pipeline.reward.training.step_metrics import Tally
 from dt2it_pipeline.reward.training.tracking import Tracker, copy_files, require_packages, untracked
 from dt2it_pipeline.reward.training.training_data import TrainingData
-from dt2it_pipeline.storage import artifacts, atomic
+from dt2it_pipeline.storage import atomic
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -59,6 +59,7 @@ class Trainer:
         with checkpointing.writing("the work folder", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self.clock, self.compiled_before = preparation.stopwatch(), compiled_so_far()
+        self.base_digest = checkpointing.BaseDigest(str(job.base_model), group)
         torch.manual_seed(self.seed)
         self.model = load_network(job.base_model, settings, self.seed, group.device)
         self.shared = settings.shared_prefix and self.model.shares_prefix()
@@ -104,10 +105,7 @@ class Trainer:
     def fit(self) -> Summary:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
-        # The base model of an adapter lies elsewhere than the adapter. Read by one rank.
-        sources = (str(self.job.base_model), str(self.model.source))
-        read = [artifacts.model_digest(source) for source in sources] if self.group.rank == 0 else []
-        base = " ".join(self.group.gather(read)[0])
+        base = self.base_digest.of(str(self.model.source))
         content = self.prepared.content
         # How batches are made changes nothing of what they hold.
         asked = settings.model_dump(exclude={"loader_workers"})

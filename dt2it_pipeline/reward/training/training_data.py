@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.engines.device import copied
+from dt2it_pipeline.observe.logs import MOST_ROW_IDS
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.data.lists import TrainingExamples
@@ -29,6 +31,7 @@ from dt2it_pipeline.reward.training.out_of_memory import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, micro_batches
 from dt2it_pipeline.reward.training.step_metrics import ExampleSizes
 
+_logger = logging.getLogger(__name__)
 _GIB = 2**30
 
 
@@ -183,7 +186,14 @@ class TrainingData:
         one does.
         """
         for found in self.group.gather(self._faults):
+            new = sorted(pair for pair in found if self.prepared.usable[pair])
             self.prepared.leave_out(found)
+            if new and self.group.rank == 0:
+                row_ids = [self.prepared.pair_id(pair) for pair in new[:MOST_ROW_IDS]]
+                why = found[new[0]][1]
+                _logger.warning(
+                    "pairs that cannot be read: %d; the first: %s", len(new), why, extra={"row_ids": row_ids}
+                )
         self._faults = {}
 
     def all_unreadable(self, step: int, pairs: int, state_step: int) -> TrainingError:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from PIL import Image
 
+from dt2it_pipeline.human_review import own_tables
 from dt2it_pipeline.human_review.review_page import OwnTable, table_subject
 from dt2it_pipeline.human_review.review_page.table_pairs import _MOST_EMBEDDED
 from dt2it_pipeline_tests.support.review_world import Reader
@@ -83,3 +85,18 @@ def test_embedded_images_need_no_media_folder_and_are_bounded(tmp_path: Path) ->
     )
     inside = Reader(table_subject(OwnTable(table, media=tmp_path)))
     assert inside.client.get("/api/image", params={"pair": 5, "n": 1, "size": "small"}).status_code == 404
+
+
+def test_images_of_a_parquet_table_are_read_some_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colours = ["red", "blue", "green"] * 10
+    rows = pd.DataFrame({"prompt": ["q"] * 30, "chosen": [f"a{n}" for n in range(30)], "rejected": ["x"] * 30})
+    rows["image"] = [{"bytes": png(colour) + os.urandom(50_000), "path": None} for colour in colours]
+    rows.to_parquet(tmp_path / "pairs.parquet")  # one row group of 1.5 MB
+    monkeypatch.setattr(own_tables, "_PIECE_BYTES", 400_000)
+    own = own_tables.read_own_pairs(tmp_path / "pairs.parquet", None, None)
+    pieces = list(own.pieces(["image"]))
+    assert 4 <= len(pieces) <= 8 and [row for piece in pieces for row in piece] == own.rows(range(30), ["image"])
+    reader = Reader(table_subject(OwnTable(tmp_path / "pairs.parquet")))
+    assert [colour_of(reader, pair, 0) for pair in (0, 13, 29)] == [(255, 0, 0), (0, 0, 255), (0, 128, 0)]

@@ -124,7 +124,7 @@ def test_the_state_goes_on_with_another_number_of_processes(job: TrainJob, tmp_p
     assert weights_digest(again.output) == weights_digest(whole.output)
 
 
-def test_a_damaged_image_costs_its_pairs_alone(job: TrainJob, tmp_path: Path) -> None:
+def test_a_damaged_image_costs_its_pairs_alone(job: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its header is whole, so that only its step finds out."""
     job = with_media(job, tmp_path)
     shown = shown_by(job)
@@ -135,6 +135,8 @@ def test_a_damaged_image_costs_its_pairs_alone(job: TrainJob, tmp_path: Path) ->
     assert {row["pair_id"] for row in rows} == shown[name]
     assert {row["reason"] for row in rows} == {"unreadable image"} and all(name in row["detail"] for row in rows)
     assert (summary["pairs"], summary["pairs_quarantined"]) == (24 - len(rows), len(rows))
+    named = [row_id for record in caplog.records for row_id in getattr(record, "row_ids", ())]
+    assert sorted(named) == sorted(shown[name])  # each once, however often the state is saved
     cached = run(changed(job, "cached", tmp_path, cache_vision=True), [].append)  # finds out before the first step
     assert (cached["pairs"], cached["pairs_quarantined"]) == (summary["pairs"], len(rows))
     quarantined = atomic.read_parquet(tmp_path / "cached" / "quarantine.parquet", "quarantine").to_pylist()
