@@ -21,6 +21,7 @@ LONGEST_LINE = 2**28  # bytes of a JSON line, an element or a CSV value, which m
 LONGEST_OBJECT = 2**30  # characters of one JSON object that wraps all rows, which lies in memory whole
 _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
+ROW_BYTES = 256  # that a row takes in Python and in our tables, even one without values
 _BLOCK = 1 << 20
 _MOST_EMPTY = 100_000  # members of a tar without content, beyond those with some; each takes 25 us
 _MOST_FILES = 1_000_000  # data files of a tar, whose names lie in memory: 0.2 kB for each
