@@ -22,7 +22,7 @@ from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
 from dt2it_pipeline.ingest.readers.arrow_rows import arrow_rows
-from dt2it_pipeline.ingest.readers.bounds import BoundedTar, bounded_tar, check_ratio
+from dt2it_pipeline.ingest.readers.bounds import bounded_tar, check_ratio
 from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
 from dt2it_pipeline.ingest.readers.file_formats import (
     EXTENSIONS,
@@ -36,6 +36,7 @@ from dt2it_pipeline.ingest.readers.webdataset import first_row, is_shard, rows_o
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.media.tar_files import BoundedTar
 
 __all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
 
