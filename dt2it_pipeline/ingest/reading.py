@@ -36,7 +36,7 @@ from dt2it_pipeline.ingest.readers.webdataset import first_row, is_shard, rows_o
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
-from dt2it_pipeline.media.tar_files import BoundedTar
+from dt2it_pipeline.media.tar_files import BoundedTar, TarBoundsError
 
 __all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
 
@@ -73,7 +73,7 @@ def read_unparsed(manifest: Manifest, sources: Path) -> Iterator[Unparsed]:
     try:
         found = _hub(manifest) if data is None else _path(data, manifest, media_root or data.parent)
         yield from itertools.islice(found, manifest.limit)
-    except SourceError as error:
+    except (SourceError, TarBoundsError) as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
     except (OSError, *_DAMAGED) as error:
         place = getattr(error, "filename", None) or data or manifest.hub

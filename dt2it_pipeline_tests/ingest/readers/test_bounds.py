@@ -23,6 +23,7 @@ from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifes
 from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, parquet_rows, webdataset
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row, SourceError
+from dt2it_pipeline.media import tar_files
 from dt2it_pipeline_tests.support import parquet_lies
 from dt2it_pipeline_tests.support.parquet_lies import DICTIONARY_PAGE, RLE_DICTIONARY, Page, zstd
 from dt2it_pipeline_tests.support.reading_memory import peak_mib
@@ -170,7 +171,7 @@ def test_members_without_content_are_counted(tmp_path: Path, monkeypatch: pytest
     with_empty_members(tmp_path / "rows.tar.gz", name, 2)
     if name != "x.json":  # whose name is there many times
         assert [type(row) for row in read(tmp_path / "rows.tar.gz")] == [Row]
-    monkeypatch.setattr(bounds, "_MOST_EMPTY", 1500)
+    monkeypatch.setattr(tar_files, "_MOST_EMPTY", 1500)
     with pytest.raises(SourceError, match=r"rows.tar.gz' has more than 1,500 members without content"):
         read(tmp_path / "rows.tar.gz")
 
@@ -183,7 +184,7 @@ def test_millions_of_members_without_content_take_little_memory(tmp_path: Path) 
 
 
 def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_MOST_EMPTY", 5)
+    monkeypatch.setattr(tar_files, "_MOST_EMPTY", 5)
     with tarfile.open(tmp_path / "rows.tar", "w") as archive:
         for number in range(50):
             folder = tarfile.TarInfo(f"{number}")
@@ -210,7 +211,7 @@ def test_members_that_are_no_data_files_are_not_kept(tmp_path: Path, monkeypatch
 
 
 def test_data_files_of_a_tar_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_MOST_FILES", 5)
+    monkeypatch.setattr(tar_files, "_MOST_FILES", 5)
     for count in (5, 6):
         names = [f"{number}.jsonl" for number in reversed(range(count))]
         file = tar_with(tmp_path / "rows.tar", "w", *((name, LINE) for name in names), ("readme.txt", b"x"))
