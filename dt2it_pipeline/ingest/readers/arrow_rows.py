@@ -45,7 +45,7 @@ def arrow_rows(file: Path, name: str, prefix: str) -> Iterator[Read]:
                 number += 1
                 where = f"{prefix}row {number}"
                 yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
-    except (pa.ArrowException, OSError, EOFError, MessageError) as error:
+    except (pa.ArrowException, OSError, EOFError, MessageError, UnicodeDecodeError) as error:  # the last: of a name
         raise SourceError(f"{name} is no whole Arrow file (behind row {number}): {error}") from error
 
 
@@ -74,6 +74,8 @@ def _batches(file: Path, name: str) -> Iterator[tuple[pa.RecordBatch, Any]]:
             body = memoryview(message.body if message.body is not None else b"")
             check_ratio(body_bytes(memoryview(message.metadata), body), len(body), f"a record batch of {name}")
             batch = _plain(pa.ipc.read_record_batch(message, schema))
+            batch.validate()
+            check_ratio(expanded + _weight(batch), size, name)  # looking at all values of views may take hours
             batch.validate(full=True)
             for part in _parts(batch):
                 expanded += _weight(part)
@@ -117,8 +119,8 @@ def _bytes_of(array: pa.Array) -> int:
     if pa.types.is_null(kind) or pa.types.is_boolean(kind):
         return _POINTER * len(array)
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # many may be the same place
-        lengths = np.frombuffer(array.buffers()[1], np.int32)[:: 16 // 4]
-        return _VALUE * len(array) + int(lengths[array.offset : array.offset + len(array)].astype(np.int64).sum())
+        lengths = np.frombuffer(array.buffers()[1], np.int32)[:: 16 // 4][array.offset : array.offset + len(array)]
+        return _VALUE * len(array) + int(np.maximum(lengths, 0).sum(dtype=np.int64))
     return _VALUE * len(array) + int(array.nbytes)
 
 

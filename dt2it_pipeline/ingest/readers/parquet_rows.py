@@ -52,7 +52,7 @@ def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
                 number += 1
                 where = f"{prefix}row {number}"
                 yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
-    except (pa.ArrowInvalid, OSError, PageError) as error:  # OSError: damaged pages
+    except (pa.ArrowInvalid, OSError, PageError, UnicodeDecodeError) as error:  # OSError: damaged pages; last: a name
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
 
