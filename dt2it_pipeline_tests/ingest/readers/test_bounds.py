@@ -23,6 +23,7 @@ from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifes
 from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, parquet_rows, webdataset
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row, SourceError
+from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline.media import tar_files
 from dt2it_pipeline_tests.support import parquet_lies
 from dt2it_pipeline_tests.support.parquet_lies import DICTIONARY_PAGE, RLE_DICTIONARY, Page, zstd
@@ -394,3 +395,24 @@ def test_a_compressed_parquet_file_may_be_long(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(buffer.getvalue(), 1))
     assert [row.values for row in read(tmp_path / "rows.parquet.gz")] == rows
+
+
+@pytest.mark.parametrize(
+    ("headers", "fault"),
+    [
+        ({"comment": "x" * 3_000_000}, "a header of 3,000,"),
+        ({"GNU.sparse.major": "0", "GNU.sparse.map": "x,y", "GNU.sparse.size": "1"}, "a malformed header"),
+    ],
+)
+def test_a_tar_of_media_is_bounded_too(tmp_path: Path, headers: dict[str, str], fault: str) -> None:
+    """Its members are read before any row."""
+    with tarfile.open(tmp_path / "media.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("first"))
+        archive.addfile(member := tarfile.TarInfo("second"))
+        member.pax_headers = headers
+        archive.addfile(member)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    given = {"path": str(tmp_path / "rows.jsonl"), "media_root": str(tmp_path / "media.tar")}
+    made = Manifest.model_validate({"name": "own", "kind": "preferences", "licence": "MIT", **given})
+    with pytest.raises(SourceError, match=f"source 'own': media_root cannot be read: {fault}"):
+        read_source(made, tmp_path, tmp_path / "media")
