@@ -74,7 +74,8 @@ def read_unparsed(manifest: Manifest, sources: Path) -> Iterator[Unparsed]:
         found = _hub(manifest) if data is None else _path(data, manifest, media_root or data.parent)
         yield from itertools.islice(found, manifest.limit)
     except (SourceError, TarBoundsError) as error:
-        raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
+        words = " ".join(str(error).split("\n"))  # Arrow and YAML write several lines
+        raise SourceError(f"source {manifest.name!r}: {words}") from error.__cause__
     except (OSError, *_DAMAGED) as error:
         place = getattr(error, "filename", None) or data or manifest.hub
         raise SourceError(f"source {manifest.name!r}: cannot read {place}: {_reason(error)}") from error

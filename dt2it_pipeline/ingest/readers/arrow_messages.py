@@ -13,13 +13,15 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dt2it_pipeline.errors import Dt2itError
+
 _HEADER = 2  # number of a field of Message; the numbers below are those of other tables
 _BUFFERS, _COMPRESSION = 2, 3  # of RecordBatch
 _ENDIANNESS = 0  # of Schema
 _LENGTH = struct.Struct("<q")
 
 
-class MessageError(ValueError):
+class MessageError(Dt2itError, ValueError):
     """The header of a message is none, or does not fit its body."""
 
 
