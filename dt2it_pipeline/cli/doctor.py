@@ -68,7 +68,7 @@ def doctor(
         raise typer.BadParameter("--most-hours is for --health")
     from dt2it_pipeline.storage.artifacts import Store
     from dt2it_pipeline.storage.home.checkup import slots_of
-    from dt2it_pipeline.storage.leftovers import left_in, places_of, remove
+    from dt2it_pipeline.storage.leftovers import clear, left_in, places_of
 
     folder = _home(home)
     store = Store(folder)
@@ -77,7 +77,7 @@ def doctor(
     damaged = [*_artifacts(store, mend), *_media(store, mend), *_databases(store, mend)]
     left = [path for path in left_in(places_of(store.home)) if store.home in path.parents]
     for path in left if mend else ():
-        remove(path)
+        clear(path)
     lines = [f"{finding.place}: {finding.fault}\n  -> {finding.mend}" for finding in damaged[:_SHOWN]]
     if len(damaged) > _SHOWN:
         lines.append(f"... and {len(damaged) - _SHOWN:,} more; --json lists all")

@@ -5,7 +5,6 @@ Nothing is held in memory but the row (or batch) at hand. A local copy never tou
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import lzma
@@ -15,20 +14,29 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
-from dt2it_pipeline.ingest.readers.bounds import BoundedTar, bounded_tar, check_ratio
+from dt2it_pipeline.ingest.readers.arrow_rows import arrow_rows
+from dt2it_pipeline.ingest.readers.bounds import bounded_tar, check_ratio
 from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
-from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, parsed, rows_of_stream
+from dt2it_pipeline.ingest.readers.file_formats import (
+    EXTENSIONS,
+    format_of,
+    json_lines,
+    parsed,
+    rows_of_stream,
+    rows_under,
+)
 from dt2it_pipeline.ingest.readers.webdataset import first_row, is_shard, rows_of_shard
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.media.tar_files import BoundedTar, TarBoundsError
 
 __all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
 
@@ -74,8 +82,9 @@ def read_unparsed(manifest: Manifest, sources: Path) -> Iterator[Unparsed]:
     try:
         found = _hub(manifest) if data is None else _path(data, manifest, media_root or data.parent)
         yield from itertools.islice(found, manifest.limit)
-    except SourceError as error:
-        raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
+    except (SourceError, TarBoundsError) as error:
+        words = " ".join(str(error).split("\n"))  # Arrow and YAML write several lines
+        raise SourceError(f"source {manifest.name!r}: {words}") from error.__cause__
     except (OSError, *_DAMAGED) as error:
         place = getattr(error, "filename", None) or data or manifest.hub
         raise SourceError(f"source {manifest.name!r}: cannot read {place}: {_reason(error)}") from error
@@ -109,17 +118,12 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
 def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Unparsed]:
     if manifest.format == "parts":
         yield from _parts(path, media_root)
-    elif manifest.format == "dataset" or (manifest.format is None and is_saved(path)):
+    elif manifest.format == "dataset" or (manifest.format is None and hub.is_saved(path)):
         yield from _local_dataset(path, manifest)
     else:
         files = data_files(path, manifest.format)
         for file in files:
             yield from _file(file, manifest.format, f"{file.name} " if len(files) > 1 else "")
-
-
-def is_saved(path: Path) -> bool:
-    """Whether a folder is one that `datasets` wrote by save_to_disk."""
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
@@ -218,15 +222,37 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Unparsed]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
     require_own_files(path)
-    if is_saved(path):
-        yield from hub.undecoded(hub.saved(path, manifest.split), path)
-        return
-    builder = hub.dataset_builder(path, manifest, None)
-    files = _json_files(builder, manifest.split)
-    for file, format in files:
-        yield from _file(file, format, f"{file.name} " if len(files) > 1 else "")
-    if not files:
-        yield from hub.undecoded(hub.streamed(builder, path, manifest.split), path)
+    files = hub.saved_files(path, manifest.split) if hub.is_saved(path) else hub.folder_files(path, manifest)
+    for file in files:
+        rows = _dataset_file(file, f"{file.path.name} " if len(files) > 1 else "")
+        if file.columns is None and file.media is None:
+            yield from rows
+            continue
+        for read in map(parsed, rows):
+            yield read if isinstance(read, Quarantined) else (read[0], _chosen(file, read[1]))
+
+
+def _dataset_file(file: hub.DataFile, prefix: str) -> Iterator[Unparsed]:
+    name = file.path.name
+    _require_regular(file.path)
+    if name.endswith(_ARCHIVES):
+        return _file(file.path, None, prefix)
+    if file.format == "arrow":
+        return arrow_rows(file.path, name, prefix)
+    if file.field is not None:
+        return _under(file.path, file.field, prefix)
+    return _file(file.path, file.format, prefix)
+
+
+def _under(file: Path, field: str, prefix: str) -> Iterator[Read]:
+    with file.open("rb") as stream:
+        yield from rows_under(stream, field, file.name, prefix)
+
+
+def _chosen(file: hub.DataFile, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the columns that the folder's card asks for, and with its media."""
+    found = {name: value for name, value in values.items() if file.columns is None or name in file.columns}
+    return found if file.media is None else hub.with_medium(file, found)
 
 
 def _hub(manifest: Manifest) -> Iterator[Read]:
@@ -238,28 +264,6 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
         )
     builder = hub.dataset_builder(manifest.hub, manifest, manifest.revision)
     yield from hub.undecoded(hub.streamed(builder, manifest.hub, manifest.split), manifest.hub)
-
-
-def _json_files(builder: Any, split: str | None) -> list[tuple[Path, str]]:
-    """The files of a split and their formats, if all are JSON that we read too; else none.
-
-    `datasets` ends at a malformed line, and makes JSON texts of a column's values from the first one of another type.
-    """
-    if builder.info.features is not None or getattr(builder.config, "field", "") is not None:
-        return []  # columns or a part of the file that the dataset's card asks for; other builders have no `field`
-    paths = [Path(name) for name in (builder.config.data_files or {}).get(split or "train", ())]
-    formats = [_json_format(path) if path.is_file() else None for path in paths]
-    return [] if None in formats else [(path, format) for path, format in zip(paths, formats, strict=True) if format]
-
-
-def _json_format(path: Path) -> str | None:
-    """`jsonl` or `json`; files named .json on the Hub may be either."""
-    format = format_of(path.name)
-    if format != "json":
-        return format if format == "jsonl" else None
-    with path.open("rb") as stream:
-        first = stream.readline(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
-    return "json" if first.startswith(b"[") else "jsonl" if first.rstrip().endswith(b"}") else None
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
 from dt2it_pipeline.ingest.pieces import MediaFolder, items_of, pieces
-from dt2it_pipeline.ingest.reading import SourceError, data_files, is_saved
+from dt2it_pipeline.ingest.readers.hub import is_saved
+from dt2it_pipeline.ingest.reading import SourceError, data_files
 from dt2it_pipeline.ingest.recording import STAGE, TABLES, Recorded, quarantine_row
 from dt2it_pipeline.ingest.rows import TIE, Quarantined
 from dt2it_pipeline.observe.progress import Progress, Report, silent

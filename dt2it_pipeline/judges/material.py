@@ -17,7 +17,7 @@ import unicodedata
 
 from dt2it_pipeline.engines.control_tokens import without_control_tokens
 
-VERSION = 1  # raise it where a change below changes what a judge sees: it enters the hash of every template
+VERSION = 2  # raise it where a change below changes what a judge sees: it enters the hash of every template
 
 _MARK_LENGTH = 8  # hexadecimal digits
 # Everything that some program takes for the end of a line.
@@ -30,8 +30,11 @@ _UNSEEN = re.compile(
 )
 _MEDIUM = re.compile(r"(?i)\\?<(image|video|audio)>")
 # A line that begins like a template's, whatever stands before: quotation marks, bullets, joiners, spaces.
-_LIKE_EQUALS = "=＝﹦═꞊⁼₌≡⩵⩶᐀⹀゠"
-_FENCE = re.compile(rf"(?m)^([^\w\n{_LIKE_EQUALS}]*)(?:[{_LIKE_EQUALS}](?:[^\S\n]|[\u200c\u200d\ufe0f])*){{3,}}")
+_LIKE_EQUALS = "=＝﹦═꞊⁼₌≡⩵⩶᐀⹀゠≠≣☰⚌〓\U0001f7f0"
+_COMBINING = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe0e\ufe0f\ufe20-\ufe2f"
+_FENCE = re.compile(rf"(?m)^([^\w\n{_LIKE_EQUALS}]*)(?:[{_LIKE_EQUALS}](?:[^\S\n]|[\u200c\u200d{_COMBINING}])*){{3,}}")
+# Letters of other scripts that look like those of a mark.
+_LIKE_DIGITS = str.maketrans("аɑαᖯьбсϲеєԁƒо", "aaabbbcceedf0")
 
 
 def shown(text: str) -> str:
@@ -71,5 +74,9 @@ def mark(*parts: object) -> str:
 
 
 def _folded(text: str) -> str:
-    """As someone reads it who passes over case, width, spaces and what has no shape."""
-    return "".join(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+    """As someone reads it who passes over case, width, script, spaces, marks on letters and what has no shape."""
+    plain = "".join(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+    if plain.isascii():
+        return plain
+    bare = (each for each in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(each))
+    return "".join(str(unicodedata.decimal(each, each)) for each in bare).translate(_LIKE_DIGITS)

@@ -20,14 +20,14 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.media import images
-from dt2it_pipeline.media.damage import TEMPORARY, has_other_content, is_stored
+from dt2it_pipeline.media.damage import TEMPORARY, has_other_content, is_stored, source_hash
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.images import ImageSource
 from dt2it_pipeline.media.index import MediaIndex, Origin
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline.storage.atomic import sync
-from dt2it_pipeline.storage.home.object_store import SharedMedia
+from dt2it_pipeline.storage.home.object_entries import SharedMedia
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _logger = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ def _fetched_again(file: Path, fault: str) -> bool:
     with _fetching:  # of several threads that find the same file damaged, the first one mends it
         if _fault_of(file) is None:
             return True
-        known = {} if file in _given_up else MediaIndex(file.parent.parent).origins([file.stem])
-        origin = known.get(file.stem)
+        sha256 = source_hash(file)
+        origin = None if file in _given_up else MediaIndex(file.parent.parent).origins([sha256]).get(sha256)
         why = "" if origin is None else _put_back(file, origin)
         if origin is None or why:
             if why and origin is not None:
@@ -141,7 +141,7 @@ def _fetched_again(file: Path, fault: str) -> bool:
 
 def _put_back(file: Path, origin: Origin) -> str:
     """Store a medium from its source anew. Returns why that was not possible, empty where it was."""
-    place, wanted = file.parent, f"{file.parent.name}/{file.name}"
+    place = file.parent
     aside: Path | None = None
     try:
         # Beside the damaged one first: what the source gives now may be something else.
@@ -151,11 +151,11 @@ def _put_back(file: Path, origin: Origin) -> str:
             stored = (store_video if origin.kind == "video" else store_image)(origin.name, root, aside)
         finally:
             root.close()
-        if stored.row["path"] != wanted:
+        if stored.row["sha256"] != source_hash(file):
             return "its source has another content now"
         if file.is_dir():
             file.rename(aside / "damaged")
-        (aside / wanted).rename(file)
+        (aside / stored.row["path"]).rename(file)
         sync(place)
     except (MediaError, VideoDecoderError, OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
         return str(error)

@@ -18,6 +18,7 @@ from dt2it_pipeline.media import web
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import check_bytes, open_file
 from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.media.tar_files import BoundedMember, BoundedTar
 
 
 class MediaRoot:
@@ -29,7 +30,8 @@ class MediaRoot:
         web: whether names may be addresses of the web (http, https), which are then fetched.
 
     Raises:
-        OSError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read.
+        OSError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read, or is not bounded
+            (`BoundedTar`).
     """
 
     def __init__(self, root: Path | None, prefix: str = "", web: bool = False) -> None:
@@ -48,10 +50,9 @@ class MediaRoot:
                 counts = Counter(entry.filename for entry in self._zip.infolist())
                 self._ambiguous = {name for name, times in counts.items() if times > 1}
             elif root.suffix == ".tar":
-                with tarfile.open(root, "r:") as archive:
+                with BoundedTar(root, "r", tarinfo=BoundedMember) as archive:
                     self._tar = {}
-                    while (member := archive.next()) is not None:
-                        archive.members.clear()  # type: ignore[attr-defined]  # each takes 0.5 kB
+                    for member in archive.passing():
                         name = member.name.removeprefix("./")
                         place = (member.offset_data, member.size) if member.isreg() else None
                         if place is not None and member.issparse():

@@ -27,7 +27,7 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from dt2it_pipeline.media import video
-from dt2it_pipeline.media.damage import FRAMES, TEMPORARY, has_other_content, is_stored
+from dt2it_pipeline.media.damage import FRAMES, GIVEN, TEMPORARY, UPRIGHT, has_other_content, is_stored, sealed_png
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, decoded_image, open_file, opened_image
 from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
@@ -80,8 +80,12 @@ def store_image(value: str | bytes, root: Path | MediaRoot, store: Path, synced:
         content = (MediaRoot(root) if isinstance(root, Path) else root).read(name)
     extension, upright, perceptual = _examine(content, name)
     sha256 = hashlib.sha256(content).hexdigest()
-    relative = Path(sha256[:2]) / f"{sha256}.{extension}"
-    _put(content if upright is None else upright, store / relative, synced, sha256 if upright is None else None)
+    ending = UPRIGHT if upright is not None else GIVEN if extension == "png" else extension
+    relative = Path(sha256[:2]) / f"{sha256}.{ending}"
+    if upright is None:
+        _put(content, store / relative, synced, sha256)
+    else:
+        _put(sealed_png(upright, sha256), store / relative, synced)
     return Stored({"kind": "image", "sha256": sha256, "path": relative.as_posix()}, perceptual)
 
 
@@ -158,7 +162,7 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
                     stored.write_bytes(_examine(_frame(file), file.name)[1] or b"")
                 else:
                     shutil.copyfile(file, stored)
-            about = sealed({"fps": fps, "frames": digests_of(temporary)})
+            about = sealed({"sha256": sha256, "fps": fps, "frames": digests_of(temporary)})
             (temporary / FRAMES).write_text(json.dumps(about), encoding="utf-8")
             follow_umask(temporary)
             for file in (*temporary.iterdir(), temporary):

@@ -7,8 +7,10 @@ looks here first.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +24,10 @@ from dagster._core.definitions.repository_definition.valid_definitions import SI
 from dagster._core.execution.api import ExecuteRunWithPlanIterable
 from dagster._core.execution.compute_logs import redirect_to_file
 from dagster._core.execution.context_creation_job import PlanExecutionContextManager
+from dagster._core.execution.plan.execute_plan import inner_plan_execution_iterator
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.in_process import InProcessExecutor, inprocess_execution_iterator
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
@@ -58,17 +62,42 @@ class SqliteStorage(DagsterSqliteStorage):
         return super().from_config_value(inst_data, config_value)
 
 
+class _Places(InstanceConcurrencyContext):
+    """A run's places in pools, with a call at each look while it waits for one."""
+
+    def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, on_wait: Callable[[str], None]) -> None:
+        super().__init__(instance, run)
+        self._on_wait = on_wait
+
+    def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
+        """Take a place in a pool for a step; False where all are taken."""
+        taken = super().claim(concurrency_key, step_key, step_priority)
+        if not taken:
+            self._on_wait(concurrency_key)
+        return taken
+
+    def interval_to_next_pending_claim_check(self) -> float:
+        """Seconds until a place may be asked for again. Dagster's own is never above 0, which takes a whole core."""
+        return max(0.0, min(self._pending_timeouts.values(), default=0.0) - time.time())
+
+
 class StepsInThisProcess(InProcessExecutor):
-    """Dagster's in-process executor with two hooks, for which the public one has no place.
+    """Dagster's in-process executor with three hooks, for which the public one has no place.
 
     Args:
         before: called with the run's context before its first step.
         on_log: called with each log of the run; steps have a log of their own.
+        on_wait: called with the run's context and a pool's name at each look while a step waits for a place there.
     """
 
-    def __init__(self, before: Callable[[Any], None], on_log: Callable[[dg.DagsterLogManager], None]) -> None:
+    def __init__(
+        self,
+        before: Callable[[Any], None],
+        on_log: Callable[[dg.DagsterLogManager], None],
+        on_wait: Callable[[Any, str], None],
+    ) -> None:
         super().__init__(retries=RetryMode.ENABLED)
-        self._before, self._on_log = before, on_log
+        self._before, self._on_log, self._on_wait = before, on_log, on_wait
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         """Run the plan; yields its events."""
@@ -77,7 +106,9 @@ class StepsInThisProcess(InProcessExecutor):
 
         def steps(job_context: Any, execution_plan: Any) -> Iterator[Any]:
             self._on_log(job_context.log)
-            yield from inprocess_execution_iterator(job_context, execution_plan)
+            on_wait = functools.partial(self._on_wait, job_context)
+            with _Places(job_context.instance, job_context.dagster_run, on_wait) as places:
+                yield from inner_plan_execution_iterator(job_context, execution_plan, places)
 
         # As the parent does, which has no place to hand in another iterator.
         yield from ExecuteRunWithPlanIterable(

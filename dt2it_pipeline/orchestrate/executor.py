@@ -13,7 +13,9 @@ knows that such a machine is gone marks its run as failed in the UI (Runs > Term
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,13 @@ from dt2it_pipeline.orchestrate.dagster_internals import (
     output_folder,
     print_with,
 )
-from dt2it_pipeline.storage.locks import hold_until_exit, is_free
+from dt2it_pipeline.storage.locks import hold_until_exit, holder, is_free
 
 HOST_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_host"  # hidden: they say nothing to a person, and would stand beside every run
 BOOT_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_boot"  # of the kernel, the same in all containers of a machine
 LOCK_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_lock"
 PARTITION, PARTITION_RANGE = "dagster/partition", "dagster/asset_partition_range_start"
+_REPORT_SECONDS, _LOOK_SECONDS = 60.0, 1.0
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -42,7 +45,9 @@ def one_process_executor(init_context: dg.InitExecutorContext) -> StepsInThisPro
     """All steps of a run in one process."""
     console = Console()
     return StepsInThisProcess(
-        before=lambda plan_context: _before(plan_context, console), on_log=lambda log: print_with(log, console)
+        before=lambda plan_context: _before(plan_context, console),
+        on_log=lambda log: print_with(log, console),
+        on_wait=PoolWait().look,
     )
 
 
@@ -108,6 +113,66 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             Path(lock).unlink(missing_ok=True)
             dead.append(run.run_id)
     return dead
+
+
+class PoolWait:
+    """A run that waits for a place in a pool: who holds it, reported now and then, and dead runs, whose places go."""
+
+    def __init__(self) -> None:
+        self._reported: dict[str, float] = {}
+        self._looked = -_LOOK_SECONDS
+
+    def look(self, context: Any, pool: str) -> None:
+        """Free what dead runs hold, and report whom the run waits for, at first and then once a minute.
+
+        Args:
+            context: of the run.
+            pool: all of whose places are taken.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for dead in end_dead_runs(context.instance):
+            context.log.warning(f"run {dead} was killed; its place in the pools is free again")
+        for over in _free_places_of_ended_runs(context.instance, pool):
+            context.log.warning(f"run {over} has ended; its place in the pool {pool} is free again")
+        if now - self._reported.get(pool, -_REPORT_SECONDS) < _REPORT_SECONDS:
+            return
+        if holders := _holders(context.instance, pool):
+            context.log.info(
+                f"waits for its place in the pool {pool}, held by {' and '.join(holders)}; it goes on when that step "
+                "ends. To end that run, press Ctrl-C where it was started, or terminate it in the UI (Runs)"
+            )
+            self._reported[pool] = now
+
+
+def _holders(instance: dg.DagsterInstance, pool: str) -> list[str]:
+    """The steps that hold a pool's places, each with its run and, where that is known, its process."""
+    found = []
+    for slot in instance.event_log_storage.get_concurrency_info(pool).claimed_slots:
+        run = instance.get_run_by_id(slot.run_id)
+        if run is None:
+            continue
+        round_of = f", round {run.tags[PARTITION]}" if PARTITION in run.tags else ""
+        process = ""
+        if lock := run.tags.get(LOCK_TAG):
+            with contextlib.suppress(OSError):  # of another machine
+                process = f", {holder(Path(lock))}"
+        found.append(f"step {slot.step_key} of run {run.run_id} (job {run.job_name}{round_of}{process})")
+    return found
+
+
+def _free_places_of_ended_runs(instance: dg.DagsterInstance, pool: str) -> list[str]:
+    """Free the places in a pool of runs that have ended or are gone; returns their ids."""
+    storage = instance.event_log_storage
+    ended = []
+    for run_id in sorted({slot.run_id for slot in storage.get_concurrency_info(pool).claimed_slots}):
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
+            ended.append(run_id)
+    return ended
 
 
 def boot_id() -> str:

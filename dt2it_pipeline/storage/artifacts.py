@@ -30,12 +30,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline.storage import content_ids, integrity, locks, schemas
+from dt2it_pipeline.storage import content_ids, integrity, leftovers, locks, schemas
 from dt2it_pipeline.storage.atomic import (
     StoreError,
     atomic_directory,
     json_text,
     make_folder,
+    move_into_place,
     read_parquet,
     replace_text,
     temporary_beside,
@@ -135,10 +136,7 @@ class Store:
         with locks.exclusive(path, lambda words: on_wait(f"{_described(name, partition)} {words}")) as taken:
             slot = _slot(self.home / "artifacts", name, partition)
             for left in slot.glob(".*") if taken else ():
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+                leftovers.clear(left)
             yield
 
     def current(self, name: str, partition: str | None = None) -> str | None:
@@ -292,7 +290,7 @@ class Store:
         copy = self.home / name
         with temporary_beside(copy) as temporary:
             shutil.copyfile(file, temporary)
-            temporary.replace(copy)
+            move_into_place(temporary, copy)
         return copy
 
     def point(self, name: str, key: str, partition: str | None = None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +20,12 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.leftovers import owned_prefix
+from dt2it_pipeline.storage.leftovers import ASIDE, KEPT, clear, owned_prefix, remove
 from dt2it_pipeline.storage.permissions import follow_umask
 
 _SYNC_ONE_BY_ONE = 100  # files and folders
 _READ_AT_ONCE = 2**20  # bytes of a column
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)  # of a kernel, or of a file system
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -111,7 +113,8 @@ def json_text(value: Any) -> str:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it is renamed to `path`, on failure it is removed.
 
-    A folder that is already there is replaced: it is moved aside first and removed afterwards.
+    A folder that is already there is replaced, in one step where the file system can do that. Elsewhere it is moved
+    aside first; if this process is killed before the new one is in its place, whoever sweeps next puts it back.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -123,17 +126,45 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
         sync_all((*files, *(folder for folder in temporary.rglob("*") if folder.is_dir()), temporary))
-        if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=owned_prefix(f".old.{path.name}"), dir=path.parent))
-            path.rename(aside / "old")
+        if not path.exists():
             temporary.rename(path)
-            sync(path.parent)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            temporary.rename(path)
-            sync(path.parent)
+        elif not _exchange(temporary, path):
+            _replace(temporary, path)
+        sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)  # after an exchange, what was there before
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Give two folders each other's names, so that neither is missing at any moment. False where that is not known."""
+    function, arguments = _exchanging()
+    if function is None:
+        return False
+    failed = function(*arguments(os.fsencode(first), os.fsencode(second)))
+    if failed and (number := ctypes.get_errno()) not in _NO_EXCHANGE:
+        raise OSError(number, os.strerror(number), str(second))
+    return not failed
+
+
+@functools.cache
+def _exchanging() -> tuple[Any, Callable[[bytes, bytes], tuple[Any, ...]]]:
+    """The system's function that exchanges names, which Python has none for, and its arguments; None elsewhere."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):  # Linux: renameat2(2) with RENAME_EXCHANGE, from this folder (AT_FDCWD)
+        return library.renameat2, lambda first, second: (-100, first, -100, second, ctypes.c_uint(2))
+    if hasattr(library, "renamex_np"):  # macOS: renamex_np(2) with RENAME_SWAP
+        return library.renamex_np, lambda first, second: (first, second, ctypes.c_uint(2))
+    return None, lambda first, second: ()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put a folder in the place of another one in two steps; see leftovers.py for a process that ends between them."""
+    aside = Path(tempfile.mkdtemp(prefix=owned_prefix(f"{ASIDE}{path.name}"), dir=path.parent))
+    path.rename(aside / KEPT)
+    try:
+        temporary.rename(path)
+    finally:
+        clear(aside)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -218,9 +249,19 @@ def move_into_place(temporary: Path, path: Path) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    move_all_into_place({temporary: path})
+
+
+def move_all_into_place(places: Mapping[Path, Path]) -> None:
+    """The same of several temporary files, by their paths.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    sync_all(places)
+    for temporary, path in places.items():
+        temporary.replace(path)
+    sync_all({path.parent for path in places.values()})
 
 
 def _json_scalar(value: Any) -> Any:

@@ -2,10 +2,14 @@
 
 A name holds the process's number, when it began, and where that number means something: the running kernel and its
 namespace of processes. What another machine or container left is judged by its age.
+
+A folder that was moved aside to be replaced is no rubbish until the new one is there: where its owner was killed before
+that, it is put back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -17,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+ASIDE, KEPT = ".old.", "old"  # begins the name of a folder that holds what was replaced, and what that is called in it
 _QUIET = 24 * 3600.0  # seconds since the last change after which nobody can still be at it, whoever it was
 _OWNER = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<process>\d+)-(?P<start>\d+)\.")
 
@@ -46,10 +51,10 @@ def is_left(path: Path) -> bool:
 
 
 def sweep(folders: Iterable[Path]) -> list[Path]:
-    """Remove what dead processes left right below some folders; returns what was removed. What lives is not touched."""
+    """Clear what dead processes left right below some folders; returns what that was. What lives is not touched."""
     found = left_in(folders)
     for path in found:
-        remove(path)
+        clear(path)
     return found
 
 
@@ -71,6 +76,31 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def clear(path: Path) -> None:
+    """Remove a temporary file or folder, but first put back what its owner had moved aside and not replaced yet."""
+    target = place_of_kept(path)
+    if target is not None:
+        with contextlib.suppress(OSError):  # somebody has just made another one there
+            (path / KEPT).rename(target)
+    remove(path)
+
+
+def place_of_kept(path: Path) -> Path | None:
+    """Where what a temporary folder holds belongs, if it is the only copy; else None.
+
+    >>> import tempfile
+    >>> aside = Path(tempfile.mkdtemp(prefix=owned_prefix(f"{ASIDE}key")))
+    >>> (aside / KEPT).mkdir()
+    >>> place_of_kept(aside).name
+    'key'
+    """
+    found = _OWNER.search(path.name)
+    if found is None or not path.name.startswith(ASIDE) or not (path / KEPT).exists():
+        return None
+    target = path.with_name(path.name[len(ASIDE) : found.start()])
+    return None if target.exists() else target
 
 
 def _entries(folders: Iterable[Path]) -> Iterator[Path]:

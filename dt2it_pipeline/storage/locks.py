@@ -58,10 +58,11 @@ def held_here() -> tuple[int, ...]:
 
 
 def hold_until_exit(path: Path) -> None:
-    """Take the lock of a file that is this process's alone, and keep it until the process ends."""
+    """Take the lock of a file that is this process's alone, and keep it until the process ends; see `holder`."""
     descriptor = _opened(path, os.O_CREAT)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _sign(descriptor)
 
 
 def share_until_exit(path: Path, alone: Callable[[], None]) -> None:
@@ -99,25 +100,30 @@ def _take(descriptor: int, path: Path, on_wait: Callable[[str], None]) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_wait(f"waits for {_holder(path)}")
+            on_wait(f"waits for {holder(path)}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return False
         raise
-    os.truncate(descriptor, 0)
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, at it since {since}\n".encode())
+    _sign(descriptor)
     return True
 
 
-def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
-    holder = path.read_text(encoding="utf-8", errors="replace").strip()
-    found = _HOLDER.match(holder)
+def _sign(descriptor: int) -> None:
+    """Write into a lock's file who holds it."""
+    os.truncate(descriptor, 0)
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, at it since {since}\n".encode())
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock, in words. Raises OSError where its file cannot be read."""
+    signed = path.read_text(encoding="utf-8", errors="replace").strip()
+    found = _HOLDER.match(signed)
     if found and found[2] == socket.gethostname() and not _runs(int(found[1])):
-        return f"programs that were started by {holder}; that process has ended, and they end next"
-    return holder or "another process"
+        return f"programs that were started by {signed}; that process has ended, and they end next"
+    return signed or "another process"
 
 
 def _runs(process: int) -> bool:

@@ -114,6 +114,10 @@ def test_a_text_that_holds_its_own_mark_gets_another_one():
     own = material.mark("text")
     for written in (own, own.upper(), " ".join(own), own.replace(own[0], chr(ord(own[0]) + 0xFEE0))):
         assert material.mark("text", written) not in written
+    for made in ("abcdef01", "23456789"):
+        other_scripts = made.translate(str.maketrans("abcde0123456789", "аьсԁео\u0661٢٣٤٥٦٧٨٩"))
+        for written in (other_scripts, "".join(f"{each}\u0301" for each in made)):
+            assert written != made and made in material._folded(written)
     seen = {material.mark(number) for number in range(500)}
     every = " ".join(f"{number:08x}" for number in range(2000))
     assert len(seen) == 500 and material.mark(every) not in every

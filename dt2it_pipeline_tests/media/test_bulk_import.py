@@ -15,6 +15,7 @@ from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import SourceError, read_source
 from dt2it_pipeline.media import bulk_import
 from dt2it_pipeline.media.bulk_import import MediaImporter
+from dt2it_pipeline.media.damage import source_hash
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.media.root import MediaRoot
@@ -60,7 +61,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkey
     assert all(artifact[kind].equals(whole[kind]) for kind in ("pairs", "prompts", "quarantine"))
     numbered_image(root / "0.png", 77)  # a changed file is imported anew, and so is one that the store lost
     for file in (tmp_path / "media").rglob("*.png"):
-        if file.stem == whole["prompts"]["media"].to_pylist()[1][0]["sha256"]:
+        if source_hash(file) == whole["prompts"]["media"].to_pylist()[1][0]["sha256"]:
             file.unlink()
     seen.clear()
     read_source(made, tmp_path, tmp_path / "media")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.media.bulk_import import MediaImporter
-from dt2it_pipeline.media.damage import TEMPORARY, has_other_content
+from dt2it_pipeline.media.damage import GIVEN, TEMPORARY, UPRIGHT, has_other_content, source_hash
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.opening import image_size, open_image, require_stored
 from dt2it_pipeline.media.root import MediaRoot
@@ -56,6 +57,60 @@ def test_no_bit_of_a_stored_image_changes_unnoticed(tmp_path: Path, content: byt
         assert tmp_path / store_image(content, tmp_path, tmp_path).row["path"] == file
         assert file.read_bytes() == whole and not list(damaged_media(tmp_path))
     assert open_image(file).tobytes() == before
+
+
+def whole_png(name: str, shade: int) -> bytes:
+    """A PNG that is stored as it came, or (sideways) as another one that was made of it."""
+    image, buffer, exif = Image.new("RGB", (60, 40), (shade, 0, 0)), io.BytesIO(), Image.Exif()
+    if name == UPRIGHT:
+        exif[0x0112] = 6
+    image.save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", [GIVEN, UPRIGHT])
+@pytest.mark.parametrize("other", ["of this store", "of elsewhere"])
+def test_a_whole_image_under_the_name_of_another_one_is_damaged(tmp_path: Path, name: str, other: str) -> None:
+    first, second = (
+        tmp_path / store_image(whole_png(name, shade), tmp_path, tmp_path).row["path"] for shade in (7, 90)
+    )
+    assert first.name == f"{source_hash(first)}.{name}" and not has_other_content(first)
+    first.write_bytes(second.read_bytes() if other == "of this store" else whole_png(GIVEN, 200))
+    assert has_other_content(first) and list(damaged_media(tmp_path)) == [(first, "its content is not what was stored")]
+    with pytest.raises(MediaError, match="its content is not what was stored"):
+        open_image(first)
+    open_image(second)
+
+
+def test_an_image_of_an_earlier_version_is_used_and_its_bits_are_checked(tmp_path: Path) -> None:
+    """It was stored as PNG without a seal, under a name that says nothing of that."""
+    made = tmp_path / store_image(whole_png(UPRIGHT, 7), tmp_path, tmp_path).row["path"]
+    old = made.with_name(f"{source_hash(made)}.png")
+    made.unlink()
+    old.write_bytes(whole_png(GIVEN, 7))
+    assert not has_other_content(old) and open_image(old).size == (60, 40) and not list(damaged_media(tmp_path))
+    other = tmp_path / store_image(whole_png(UPRIGHT, 90), tmp_path, tmp_path).row["path"]
+    old.write_bytes(other.read_bytes())  # which names its source
+    assert has_other_content(old)
+    old.write_bytes(whole_png(GIVEN, 7))
+    flip(old)
+    assert has_other_content(old)
+
+
+def test_a_stored_image_is_read_once_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / store_image(whole_png(UPRIGHT, 7), tmp_path, tmp_path).row["path"]
+    assert not has_other_content(file)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
+    assert not has_other_content(file)
+
+
+def test_the_frames_of_another_video_are_damage(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        numbered(tmp_path / "root" / name, 2)
+    one, two = imported(tmp_path / "root", tmp_path / "media", [Medium("video", "one"), Medium("video", "two")])
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    assert has_other_content(one) and not has_other_content(two)
 
 
 @pytest.mark.parametrize("size", [0, 7, 500])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.media.bulk_import import MediaImporter
-from dt2it_pipeline.media.damage import has_other_content
+from dt2it_pipeline.media.damage import has_other_content, source_hash
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.index import MediaIndex, Origin
 from dt2it_pipeline.media.opening import open_image, require_stored, shared_media
@@ -132,7 +132,7 @@ def test_where_the_source_is_another_one_now_the_version_is_removed(
     shared = ObjectStore((tmp_path / "shared").as_uri())
     copied(first, shared)
     image = min(first.media.glob("??/*.png"))
-    (tmp_path / "shared/blobs" / image.stem[:2] / image.stem).unlink()
+    (tmp_path / "shared/blobs" / image.parent.name / source_hash(image)).unlink()
     root, second = other_machine(tmp_path, monkeypatch), Store(tmp_path / "second")
     for name in IMAGES:
         numbered_image(root / name, 7)
@@ -149,7 +149,7 @@ def test_a_store_that_takes_nothing_back_does_not_end_the_run(
     shared, second = ObjectStore((tmp_path / "shared").as_uri()), Store(tmp_path / "second")
     copied(first, shared)
     image = min(first.media.glob("??/*.png"))
-    (tmp_path / "shared/blobs" / image.stem[:2] / image.stem).unlink()
+    (tmp_path / "shared/blobs" / image.parent.name / source_hash(image)).unlink()
 
     def refuse(*_: object) -> None:
         raise PermissionError("read only")
@@ -229,13 +229,13 @@ def test_origins_are_those_of_the_entry_s_media(first: Store, tmp_path: Path, or
 def test_what_this_machine_knows_stays(first: Store, tmp_path: Path) -> None:
     shared, second = ObjectStore((tmp_path / "shared").as_uri()), Store(tmp_path / "second")
     copied(first, shared)
-    image = min(first.media.glob("??/*.png")).stem
+    image = source_hash(min(first.media.glob("??/*.png")))
     own = Origin("image", str(tmp_path / "own"), "", False, "own.png")
     index = MediaIndex(second.media)
     second.media.mkdir(parents=True, exist_ok=True)
     index.add_origins({image: own})
     assert fetched(second, shared, []) is not None
-    known = index.origins(file.stem for file in first.media.glob("??/*"))
+    known = index.origins(source_hash(file) for file in first.media.glob("??/*"))
     assert len(known) == 3 and known[image] == own
     assert {origin.root for origin in known.values()} == {own.root, str(tmp_path / "project/data/root")}
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dt2it_pipeline.config.recipe import Recipe, load_recipe
+from dt2it_pipeline.media.damage import source_hash
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.storage.artifacts import Store
@@ -86,7 +87,7 @@ def test_the_entry_says_where_media_came_from(recipe: Recipe, tmp_path: Path, mo
     run(recipe, tmp_path / "first")
     (place,) = (tmp_path / "shared/artifacts/raw_preferences").glob("*.json")
     origins = json.loads(place.read_text())["origins"]
-    assert origins.keys() == {file.stem for file in Store(tmp_path / "first").media.rglob("*.png")}
+    assert origins.keys() == {source_hash(file) for file in Store(tmp_path / "first").media.rglob("*.png")}
     assert {(origin["root"], origin["name"]) for origin in origins.values()} == {("root", "0.png"), ("root", "1.png")}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import (
     StoreError,
     arrow_bytes,
@@ -23,6 +27,8 @@ from dt2it_pipeline.storage.atomic import (
     write_json_atomic,
     write_parquet,
 )
+from dt2it_pipeline.storage.leftovers import ASIDE, KEPT, sweep
+from dt2it_pipeline_tests.support.processes import name_of_a_dead_process
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,110 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None
         replace_text(tmp_path / "file" / "out.jsonl", "x")
     expected = f"cannot make the folder {tmp_path / 'file'}: File exists; choose a folder that can be written to"
     assert str(raised.value) == expected
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dt2it_pipeline.storage import atomic
+
+def killing(number, do):
+    def done(*arguments):
+        global steps
+        steps += 1
+        if steps == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return do(*arguments)
+    return done
+
+for how in ("exchange", "two steps"):
+    for number in range(1, 100):
+        steps, path = 0, Path(sys.argv[1]) / how / str(number) / "key"
+        with atomic.atomic_directory(path) as folder:
+            (folder / "table").write_text("old")
+        if (child := os.fork()) == 0:
+            if how == "two steps":
+                atomic._exchange = lambda first, second: False
+            for name in ("_exchange", "sync", "sync_all", "remove", "clear"):
+                setattr(atomic, name, killing(number, getattr(atomic, name)))
+            Path.rename = killing(number, Path.rename)
+            with atomic.atomic_directory(path) as folder:
+                (folder / "table").write_text("new")
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break  # it came to its end before that step
+"""
+
+
+def test_a_folder_is_never_lost_whenever_the_process_that_replaces_it_is_killed(tmp_path: Path) -> None:
+    """Killed before each of its steps in turn."""
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True)
+    for how, missing in (("exchange", 0), ("two steps", 1)):
+        places = sorted((tmp_path / how).iterdir(), key=lambda place: int(place.name))
+        assert len(places) > 3
+        assert sum(not (place / "key").exists() for place in places) == missing
+        sweep(places)
+        assert all([path.name for path in place.iterdir()] == ["key"] for place in places)
+        found = [(place / "key" / "table").read_text() for place in places]
+        assert set(found) == {"old", "new"} and found == sorted(found, reverse=True)
+
+
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "table").write_text("old")
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.startswith(".out"):
+            raise OSError(errno.ENOSPC, "no room")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="no room"), atomic_directory(tmp_path / "out") as folder:
+        (folder / "table").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "table").read_text() == "old"
+
+
+def test_a_stage_finds_what_its_killed_writer_had_moved_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("pairs", Artifact({}, {"rows": 3}), "key")
+    slot = tmp_path / "artifacts" / "pairs"
+    aside = slot / name_of_a_dead_process(f"{ASIDE}key")
+    aside.mkdir()
+    (slot / "key").rename(aside / KEPT)
+    assert store.find("pairs", "key") is None
+    with store.locked("pairs"):
+        assert store.find("pairs", "key") is not None
+    assert sorted(path.name for path in slot.iterdir()) == ["current", "key"]
+
+
+def test_several_files_are_on_the_disk_before_they_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, Path]] = []
+    sync, replace = atomic.sync, Path.replace
+    monkeypatch.setattr(atomic, "sync", lambda path: (events.append(("sync", path)), sync(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (events.append(("name", path)), replace(path, to))[1])
+    for name in "ab":
+        (tmp_path / f"tmp{name}").write_text(name)
+    atomic.move_all_into_place({tmp_path / f"tmp{name}": tmp_path / name for name in "ab"})
+    files = [tmp_path / "tmpa", tmp_path / "tmpb"]
+    assert events == [*(("sync", file) for file in files), *(("name", file) for file in files), ("sync", tmp_path)]
+
+
+def test_a_published_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    sync = atomic.sync
+    monkeypatch.setattr(atomic, "sync", lambda path: (synced.append(path), sync(path)))
+    (tmp_path / "made.html").write_text("report")
+    store = Store(tmp_path / "home")
+    copy = store.publish(tmp_path / "made.html", "report.html")
+    assert copy.read_text() == "report"
+    assert synced[0].name.startswith(".report.html.") and synced[1:] == [store.home]
 
 
 def test_json_keeps_text_that_has_no_utf_8_form(tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ _LIKE = {
     "modifier": "꞊꞊꞊",
     "many": "=======",
     "apart": "=\u200b=\u200b=",
+    "acute": "=\u0301=\u0301=\u0301",
+    "struck": "=\u0338=\u0338=\u0338",
+    "unequal": "≠≠≠",
+    "enclosed": "=\u20dd=\u20dd=\u20dd",
+    "above": "\u0301===",
+    "emoji": "\U0001f7f0\U0001f7f0\U0001f7f0",
+    "trigram": "☰☰☰",
+    "digram": "⚌⚌⚌",
+    "geta": "〓〓〓",
+    "mixed": "=＝≡\u0336═",
 }
 _TOKENS = (
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|eot_id|>", "<｜User｜>",
@@ -49,7 +59,8 @@ INJECTIONS = {
 _SIGNS = re.compile(
     r"<[|｜][^<>|｜\s]+[|｜]>|</?s>|\[/?INST\]|<start_of_turn>|</?think>|<tool_call>|<(?:image|video)>", re.I
 )
-_FENCE = re.compile(r"[=═꞊]{3,} *(\w+)")
+_LIKE_EQUALS = "=═꞊≡☰⚌〓\U0001f7f0"  # once decomposed (NFKD), without marks on them
+_FENCE = re.compile(rf"[{_LIKE_EQUALS}]{{3,}} *(\w+)")
 
 
 def gullible_judge(words: str) -> str:
@@ -82,8 +93,9 @@ def _blocks(words: str, mark: str | None) -> tuple[list[str], str]:
     outside: list[str] = []
     place = ""
     for line in words.splitlines():  # at every end of a line that Unicode knows
-        plain = unicodedata.normalize("NFKC", "".join(c for c in line if unicodedata.category(c) not in ("Cf", "Cc")))
-        found = _FENCE.match(re.sub(r"^[^\w=═꞊]+", "", plain.replace("\u1160", "")))
+        bare = "".join(c for c in unicodedata.normalize("NFKD", line) if unicodedata.category(c)[0] not in "CM")
+        plain = unicodedata.normalize("NFKC", bare)
+        found = _FENCE.match(re.sub(rf"^[^\w{_LIKE_EQUALS}]+", "", plain.replace("\u1160", "")))
         if found and (mark is None or re.fullmatch(rf"=== .* {mark}", line)):
             place = "" if found[1] in ("END", "结束") else found[1]
             if place in ("RESPONSE", "回答"):

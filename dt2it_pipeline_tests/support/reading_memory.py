@@ -14,7 +14,7 @@ from dt2it_pipeline.ingest.rows import SourceError
 _PATIENCE = 300  # seconds
 
 
-def peak_mib(bomb: Path, harmless: Path) -> tuple[float, str]:
+def peak_mib(bomb: Path, harmless: Path, format: str | None = None) -> tuple[float, str]:
     """MiB that reading a bomb takes beyond a harmless file of its format, and the error that it ends with.
 
     The process is forked from one that has done nothing but import what reads, and that serves all tests of this
@@ -23,7 +23,7 @@ def peak_mib(bomb: Path, harmless: Path) -> tuple[float, str]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pyarrow.parquet"])
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_read, args=(bomb, harmless, there))
+    process = context.Process(target=_read, args=(bomb, harmless, format, there))
     process.start()
     there.close()
     try:
@@ -38,8 +38,9 @@ def peak_mib(bomb: Path, harmless: Path) -> tuple[float, str]:
     return kib / 1024, words
 
 
-def _read(bomb: Path, harmless: Path, results: Connection) -> None:
-    made = Manifest.model_validate({"name": "own", "kind": "preferences", "path": str(bomb), "licence": "MIT"})
+def _read(bomb: Path, harmless: Path, format: str | None, results: Connection) -> None:
+    given = {"name": "own", "kind": "preferences", "path": str(bomb), "format": format, "licence": "MIT"}
+    made = Manifest.model_validate(given)
     list(read_rows(made.model_copy(update={"path": str(harmless)}), bomb.parent))
     before, words = _peak_kib(), ""
     try:

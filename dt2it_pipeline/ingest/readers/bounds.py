@@ -10,24 +10,19 @@ import contextlib
 import gzip
 import io
 import lzma
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, Any, TextIO
 
 from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline.media.tar_files import BoundedMember, BoundedTar
 
 LONGEST_LINE = 2**28  # bytes of a JSON line, an element or a CSV value, which may be an image in base64
 LONGEST_OBJECT = 2**30  # characters of one JSON object that wraps all rows, which lies in memory whole
 _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
+ROW_BYTES = 256  # that a row takes in Python and in our tables, even one without values
 _BLOCK = 1 << 20
-_MOST_EMPTY = 100_000  # members of a tar without content, beyond those with some; each takes 25 us
-_MOST_FILES = 1_000_000  # data files of a tar, whose names lie in memory: 0.2 kB for each
-_LONGEST_HEADER = 1 << 20  # bytes of a tar member's name or attributes
-_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
 _TAR_STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
     b"BZh": bz2.BZ2File,
@@ -90,29 +85,13 @@ class Expanding(io.RawIOBase):
         return len(found)
 
 
-class TarPlace(NamedTuple):
-    """Where a file lies in a tar archive, in a third of the memory that `tarfile` takes for a member.
-
-    Attributes:
-        name: of the member.
-        size: bytes of its content, holes among them.
-        offset: of its content in the archive.
-        holes: what `tarfile` knows of these, None of a file without any.
-    """
-
-    name: str
-    size: int
-    offset: int
-    holes: Any
-
-
 @contextlib.contextmanager
 def bounded_tar(file: Path) -> Iterator[BoundedTar]:
     """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
 
     Raises:
-        SourceError: in the block, it expands without measure: all of it, or a member's header; or it has more members
-            without content than others, and more than 100,000 of them.
+        SourceError: in the block, it expands without measure.
+        TarBoundsError: see `BoundedTar`.
         OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError: it cannot be read.
     """
     with file.open("rb") as raw:
@@ -123,71 +102,8 @@ def bounded_tar(file: Path) -> Iterator[BoundedTar]:
             stream: IO[bytes] = raw
         else:
             stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
-        with BoundedTar(file, "r", stream, tarinfo=_BoundedMember) as archive:
+        with BoundedTar(file, "r", stream, tarinfo=BoundedMember) as archive:
             yield archive
-
-
-class BoundedTar(tarfile.TarFile):
-    """An archive that keeps none of its members in memory, and counts those that take no room in the file."""
-
-    _balance = 0  # members without content, less those with some
-
-    def passing(self) -> Iterator[tarfile.TarInfo]:
-        """The members, each once, in their order.
-
-        Raises:
-            SourceError: more of them than `bounded_tar` says have no content.
-        """
-        while (member := self._following()) is not None:
-            self.members.clear()  # type: ignore[attr-defined]
-            self._balance += 1 if member.size == 0 else -1
-            if self._balance > _MOST_EMPTY:
-                raise SourceError(
-                    f"{self.name!r} has more than {_MOST_EMPTY:,} members without content (empty files, folders, "
-                    "links) beyond those with some, as a file does that is meant to fill memory; pack it without them"
-                )
-            yield member
-
-    def _following(self) -> tarfile.TarInfo | None:
-        try:
-            return self.next()
-        except ValueError as error:  # of a number in a header, which is no fault of a row
-            raise tarfile.ReadError(f"a malformed header ({error})") from error
-
-    def places(self, members: Iterable[tarfile.TarInfo]) -> list[TarPlace]:
-        """Where the files among some members lie, in the order of their names.
-
-        Raises:
-            SourceError: there are more than a million.
-        """
-        found: list[TarPlace] = []
-        for member in members:
-            if member.isreg():
-                found.append(TarPlace(member.name, member.size, member.offset_data, member.sparse))
-            if len(found) > _MOST_FILES:
-                raise SourceError(
-                    f"{self.name!r} has more than {_MOST_FILES:,} data files; join them to fewer, as JSON Lines with "
-                    "a row in each line"
-                )
-        found.sort(key=lambda place: place.name)
-        return found
-
-    def opened(self, place: TarPlace) -> IO[bytes]:
-        """The content of a file of this archive."""
-        member = tarfile.TarInfo(place.name)
-        member.size, member.offset_data, member.sparse = place.size, place.offset, place.holes
-        stream = self.extractfile(member)
-        assert stream is not None  # of a regular member
-        return stream
-
-
-class _BoundedMember(tarfile.TarInfo):
-    """A member whose header is bounded: long names and attributes lie in memory whole, whatever size they give."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _HEADERS and self.size > _LONGEST_HEADER:
-            raise SourceError(f"a header of {self.size:,} bytes in {archive.name!r}, as no archive has; pack it anew")
-        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def check_ratio(size: int, compressed: int, name: str) -> None:

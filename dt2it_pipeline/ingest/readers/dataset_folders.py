@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.rows import SourceError
 
 CARDS = ("README.md", ".huggingface.yaml")
-STATES = ("state.json", "dataset_dict.json")
+STATES = ("state.json", "dataset_dict.json", "dataset_infos.json")
+_LONGEST = 16 << 20  # bytes of a card or a state
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -48,12 +48,16 @@ def _require_inside(place: str, file: Path) -> None:
 def _places_of_card(file: Path) -> Iterator[str]:
     """Every text below `configs` of a card: data files, folders and splits. Read as the library reads it."""
     from huggingface_hub import DatasetCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+    text = _text(file)
     try:
         if file.suffix == ".md":
+            if (head := REGEX_YAML_BLOCK.search(text)) is not None:
+                load_yaml(head[2])  # the library bounds no aliases, and takes the last of two equal keys
             content = DatasetCard.load(file, ignore_metadata_errors=False).data.to_dict()
         else:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = load_yaml(text)
     except Exception as error:  # of YAML, of the file system, or of what the card's fields must be
         raise SourceError(f"{file} cannot be read: {error}") from error
     yield from _texts(content.get("configs") if isinstance(content, dict) else None)
@@ -61,11 +65,23 @@ def _places_of_card(file: Path) -> Iterator[str]:
 
 def _places_of_state(file: Path) -> Iterator[str]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from error
     for key in ("_data_files", "splits"):
         yield from _texts(content.get(key) if isinstance(content, dict) else None)
+
+
+def _text(file: Path) -> str:
+    """The text of a card or a state, in memory whole. Raises SourceError where it is no text, or too long."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise SourceError(f"{file} has more than {_LONGEST:,} bytes; shorten it")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{file} cannot be read: {error}") from error
 
 
 def _texts(value: Any) -> Iterator[str]:

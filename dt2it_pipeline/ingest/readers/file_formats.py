@@ -1,4 +1,4 @@
-"""Reads the rows of one data file: JSON Lines, JSON, CSV, TSV or Parquet, maybe compressed (.gz, .zst).
+"""Reads the rows of one data file: JSON Lines, JSON, CSV, TSV or Parquet, maybe compressed.
 
 JSON and CSV are read here, so that a malformed line is set aside with its number instead of ending the source. What a
 Mac puts beside files (`._*`, `__MACOSX`) is no data. What belongs here: formats, and what is wrong with a line or an
@@ -7,16 +7,20 @@ element. What does not: which files there are (reading.py).
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, cast
+
+import pyarrow as pa
 
 from dt2it_pipeline.config.strict_yaml import distinct_keys
 from dt2it_pipeline.ingest.forms.chats import is_chat
@@ -36,7 +40,13 @@ from dt2it_pipeline.storage.table_files import delimiter_of
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
-_COMPRESSED = (".gz", ".zst")
+_PLAIN: dict[str, Callable[[IO[bytes]], Any]] = {  # by the end of a compressed file's name
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda stream: pa.CompressedInputStream(stream, "zstd"),
+    ".lz4": lambda stream: pa.CompressedInputStream(stream, "lz4"),
+}
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 8  # keys in a message
 _PEEK = 1 << 16  # bytes that are looked at to tell JSON from JSON Lines
@@ -48,7 +58,7 @@ def format_of(name: str) -> str | None:
     if last.startswith("._") or "__MACOSX" in folders:  # of a Mac: what is known of the file of that name
         return None
     plain = last.lower()
-    for extension in _COMPRESSED:
+    for extension in _PLAIN:
         plain = plain.removesuffix(extension)
     return next((kind for extension, kind in EXTENSIONS.items() if plain.endswith(extension)), None)
 
@@ -58,7 +68,7 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
 
     Args:
         stream: of its bytes.
-        format: one of EXTENSIONS' values.
+        format: one of EXTENSIONS' values, or `text`, each of whose lines is a row.
         name: of the file, for errors; by its end it may be compressed.
         prefix: of the place of each row.
 
@@ -68,7 +78,7 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
     stream = _decompressed(stream, name)
     if format == "parquet":
         yield from parquet_rows(stream if stream.seekable() else _in_memory(stream, name), name, prefix)
-    elif format in ("json", "jsonl", "csv", "tsv"):
+    elif format in ("json", "jsonl", "csv", "tsv", "text"):
         text = io.BufferedReader(stream, _PEEK)  # type: ignore[type-var]
         if text.peek(2)[:2] in _UTF_16:
             raise SourceError(f"{name} is text in UTF-16; save it as UTF-8")
@@ -78,6 +88,8 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
             yield from _json_array(text, name, prefix)
         elif format in ("csv", "tsv"):
             yield from _csv(text, name, prefix, "\t" if format == "tsv" else ",")
+        elif format == "text":
+            yield from _texts(text, name, prefix)
         else:
             yield from json_lines(text, prefix)
     else:
@@ -85,13 +97,9 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
 
 
 def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    if name.lower().endswith(".gz"):
-        plain = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
-        return cast("IO[bytes]", Expanding(plain, stream.tell, name))
-    if name.lower().endswith(".zst"):
-        import pyarrow as pa
-
-        return cast("IO[bytes]", Expanding(pa.CompressedInputStream(stream, "zstd"), stream.tell, name))
+    for extension, plain in _PLAIN.items():
+        if name.lower().endswith(extension):
+            return cast("IO[bytes]", Expanding(plain(stream), stream.tell, name))
     return stream
 
 
@@ -118,6 +126,32 @@ def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Line | Quarantined]:
         if not line.strip():
             continue
         yield Line(f"{prefix}line {number}", line)
+
+
+def _texts(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
+    """A row `text` for each line, as `datasets` reads texts."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
+    for number, line in enumerate(bounded_text_lines(text, name), start=1):
+        yield f"{prefix}line {number}", {"text": line.rstrip("\n")}
+
+
+def rows_under(stream: IO[bytes], field: str, name: str, prefix: str) -> Iterator[Read]:
+    """The rows that one JSON object has under a key; arguments are those of `rows_of_stream`.
+
+    Raises:
+        SourceError: it is none, too long, or has no list there.
+    """
+    content = _decompressed(stream, name).read(LONGEST_OBJECT + 1)
+    if len(content) > LONGEST_OBJECT:
+        raise SourceError(f"{name} is one JSON object of more than {LONGEST_OBJECT:,} bytes; write JSON Lines")
+    try:
+        value = json.loads(content.decode("utf-8-sig", "surrogateescape"), object_pairs_hook=distinct_keys)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{name} is not valid JSON: {error}") from error
+    rows = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise SourceError(f"{name} has no list of rows under {field!r}, which the card of its folder names")
+    yield from _elements(rows, prefix)
 
 
 def parsed(read: Unparsed) -> Read:

@@ -1,27 +1,168 @@
-"""Sources that the library `datasets` reads: repositories of the Hub, and folders in its own layout."""
+"""Folders and repositories in the layout of the library `datasets`: which files hold the rows of a split.
+
+The library says which these are, by the folder's card, the names of its files and folders, or the state that
+`save_to_disk` left. The files of a folder are then read by our own readers, whose memory is bounded and which set aside
+a malformed row alone. What belongs here: the library. What does not: what a card may name (dataset_folders.py), and
+rows (reading.py).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.readers.file_formats import format_of
 from dt2it_pipeline.ingest.rows import Read, SourceError
 
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+_LOADERS = "datasets.packaged_modules."
+_NO_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "delimiter"}
+_METADATA = {"metadata.csv": "csv", "metadata.jsonl": "jsonl", "metadata.parquet": "parquet"}
+_FILE_NAME, _FILE_NAMES = "file_name", "file_names"
 
-def saved(path: Path, split: str | None) -> Any:
-    """A folder as `save_to_disk` wrote it. Raises SourceError where it cannot be loaded."""
-    import datasets
 
+class DataFile(NamedTuple):
+    """A file that holds rows.
+
+    Attributes:
+        path: of it.
+        format: one of those that `rows_of_stream` reads, or `arrow`.
+        field: of the one JSON object that it is, the key under which the rows are; None where it is none.
+        columns: that are read; None for all.
+        media: whether a row's `file_name` is that of an image or video, beside this file; its kind.
+    """
+
+    path: Path
+    format: str
+    field: str | None = None
+    columns: tuple[str, ...] | None = None
+    media: str | None = None
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one that `datasets` wrote by save_to_disk."""
+    return (path / _STATE).exists() or (path / _SPLITS).exists()
+
+
+def saved_files(path: Path, split: str | None) -> list[DataFile]:
+    """The files of a folder that `save_to_disk` wrote.
+
+    Raises:
+        SourceError: there is no such split, or the state is not as the library writes it.
+    """
+    folder = path
+    if (path / _SPLITS).exists():
+        _require_split(path, split, _listed(path / _SPLITS, "splits"))
+        folder = path / (split or "train")
+    listed = [
+        file.get("filename") if isinstance(file, dict) else None for file in _listed(folder / _STATE, "_data_files")
+    ]
+    names = [name for name in listed if isinstance(name, str)]
+    if len(names) < len(listed):
+        raise SourceError(f"{folder / _STATE} lists a data file without its name; save the set again")
+    return [DataFile(folder / name, "arrow") for name in names]
+
+
+def _listed(file: Path, key: str) -> list[Any]:
+    """A list of a state's file. Raises SourceError where there is none."""
     try:
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            found = found[split or "train"]
-        return found.to_iterable_dataset()
-    except Exception as error:  # as below
-        raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
+        found = json.loads(file.read_text(encoding="utf-8"))[key]
+        if not isinstance(found, list):
+            raise TypeError(f"`{key}` is no list")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(f"{file} is not as `datasets` saves a set ({error!r}); save it again") from error
+    return found
+
+
+def folder_files(path: Path, manifest: Manifest) -> list[DataFile]:
+    """The files of a split of a folder that is laid out as on the Hub.
+
+    Raises:
+        SourceError: `datasets` finds no data or no such split; or its files are of a form, or its card asks for a way
+            of reading them, that is not read here.
+    """
+    builder = dataset_builder(path, manifest, None)
+    loader = next(
+        (kind.__module__.rpartition(".")[2] for kind in type(builder).__mro__ if kind.__module__.startswith(_LOADERS)),
+        type(builder).__name__,
+    )
+    files = {str(split): list(map(Path, names)) for split, names in (builder.config.data_files or {}).items()}
+    _require_split(path, manifest.split, files)
+    chosen = files[manifest.split or "train"]
+    options = {
+        field.name: value
+        for field in dataclasses.fields(builder.config)
+        if field.name not in _NO_OPTIONS and (value := getattr(builder.config, field.name)) != _default(field)
+    }
+    found: list[DataFile]
+    match loader:
+        case "json":
+            field = options.pop("field", None)
+            found = [DataFile(file, format_of(file.name) or "json", field=field) for file in chosen]
+        case "csv":
+            format = {",": "csv", ";": "csv", "\t": "tsv"}.get(options.get("sep", ","))
+            if format is not None:
+                options.pop("sep", None)
+            found = [DataFile(file, format or "csv") for file in chosen]
+        case "parquet":
+            columns = options.pop("columns", None)
+            found = [DataFile(file, "parquet", columns=None if columns is None else tuple(columns)) for file in chosen]
+        case "arrow" | "text" | "webdataset":
+            found = [DataFile(file, loader) for file in chosen]
+        case "imagefolder" | "videofolder":
+            medium = loader.removesuffix("folder")
+            about = [(file, _METADATA[file.name]) for file in chosen if file.name in _METADATA]
+            found = [DataFile(file, format, media=medium) for file, format in about]
+            if not found:
+                raise SourceError(f"{path} holds media alone; write what is known of them to a metadata.jsonl there")
+        case _:
+            raise SourceError(
+                f"{path} holds files that only the loader {loader!r} of `datasets` reads, whose memory nothing bounds; "
+                "write the rows as Parquet or JSON Lines"
+            )
+    if options:
+        raise SourceError(
+            f"the card of {path} sets {', '.join(sorted(options))} for the loader {loader!r} of `datasets`, which is "
+            "not read here; write the rows as Parquet or JSON Lines"
+        )
+    return found
+
+
+def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
+    """A row of the metadata of a folder of media, with these in place of their names beside the file.
+
+    >>> with_medium(DataFile(Path("/set/metadata.csv"), "csv", media="image"), {"file_name": "a.png", "chosen": "yes"})
+    {'chosen': 'yes', 'image': {'bytes': None, 'path': '/set/a.png'}}
+    """
+
+    def placed(name: Any) -> Any:
+        return {"bytes": None, "path": str(file.path.parent / name)} if isinstance(name, str) else name
+
+    found = dict(values)
+    for column, value in values.items():
+        for ending in (_FILE_NAMES, _FILE_NAME):
+            if column == ending or column.endswith(f"_{ending}"):
+                several = ending == _FILE_NAMES
+                name = column.removesuffix(ending).removesuffix("_") or f"{file.media}{'s' if several else ''}"
+                del found[column]
+                found[name] = list(map(placed, value)) if several and isinstance(value, list) else placed(value)
+                break
+    return found
+
+
+def _require_split(path: Path, split: str | None, splits: Any) -> None:
+    if (split or "train") not in splits:
+        raise SourceError(f"{path} has no split {split or 'train'!r}; it has {', '.join(map(str, splits)) or 'none'}")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def dataset_builder(where: Any, manifest: Manifest, revision: str | None) -> Any:

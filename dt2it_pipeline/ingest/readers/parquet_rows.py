@@ -14,6 +14,7 @@ from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
 from dt2it_pipeline.ingest.readers.parquet_dictionaries import taken_bytes
 from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk, RowGroup, row_groups
 from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, Pages
+from dt2it_pipeline.ingest.readers.record_batches import json_decoder, require_distinct_columns, values_of
 from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 
@@ -32,7 +33,8 @@ def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
         prefix: of the place of each row.
 
     Raises:
-        SourceError: it is no whole Parquet file, or it expands to more than 200 times its size, and to more than 1 GiB.
+        SourceError: it is no whole Parquet file, names a column twice, or expands to more than 200 times its size, and
+            to more than 1 GiB.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -41,15 +43,13 @@ def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
     try:
         chunks = ChunkedFile(stream)
         file = pq.ParquetFile(chunks, pre_buffer=False)
+        require_distinct_columns(file.schema_arrow, name)
+        decode = json_decoder(file.schema_arrow)
         groups = row_groups(chunks.footer())
         for part in (part for group in groups for part in group.columns):
             check_ratio(part.total_uncompressed_size, part.total_compressed_size, _column(part, name))
         for batch in _batches(file, groups, chunks, name):
-            try:
-                rows: list[Any] = batch.to_pylist()
-            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
-                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
-            for values in rows:
+            for values in values_of(batch, decode):
                 number += 1
                 where = f"{prefix}row {number}"
                 yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
@@ -126,14 +126,3 @@ def _check_lengths(announced: Pages, part: ColumnChunk, column: Any, name: str) 
         fixed = None if part.physical_type == _LONG[0] else column.length
         room = most_bytes(part.total_compressed_size) - texts
         check(texts + taken_bytes(announced, part.compression, levels, fixed, room))
-
-
-def _one_row(batch: Any) -> dict[str, Any] | str:
-    """The values of a batch of one row, or which of them Python cannot hold."""
-    values: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            values[name] = column[0].as_py()
-        except (ValueError, OverflowError) as error:
-            return f"column {name!r}: {error}"
-    return values

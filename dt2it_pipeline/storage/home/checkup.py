@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.storage import locks
+from dt2it_pipeline.storage import leftovers, locks
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError
 from dt2it_pipeline.storage.home.compiled_code import DAYS, unused_folders
@@ -134,9 +134,9 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
     """What can be removed from a home without loss to any artifact in force.
 
     These are: versions that are not in force, work of attempts that a later version or attempt has replaced, media that
-    no version names, caches that are damaged or of another version, and folders of compiled code that nothing has used
-    for long. What has changed within a day stays, and all media do where an artifact cannot be read: nobody knows what
-    it names.
+    no version names, caches that are damaged or of another version, folders of compiled code that nothing has used for
+    long, and temporary files of killed processes. What has changed within a day stays, and all media do where an
+    artifact cannot be read: nobody knows what it names.
 
     Args:
         store: of the home. Nothing may run in it meanwhile; see `at_work`.
@@ -153,6 +153,11 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
     found += [
         (path, f"compiled code that nothing has used for {DAYS} days")
         for path in unused_folders(store.cache / "compiled")
+    ]
+    found += [
+        (path, "a temporary file of a killed process")
+        for path in leftovers.left_in(leftovers.places_of(store.home))
+        if store.home in path.parents and leftovers.place_of_kept(path) is None
     ]
     old = ((path, why) for path, why in found if time.time() - path.lstat().st_mtime > _FRESH)
     return [Unneeded(path, why, _bytes_of(path)) for path, why in sorted(old)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,11 +77,13 @@ def unused_folders(place: Path) -> Iterator[Path]:
 def _prune(folder: Path) -> int:
     kept, gone = 0, 0
     for files in sorted(_all_files(folder), key=lambda files: -files.used):
-        if files.used >= _oldest() and kept + files.bytes <= MOST_BYTES:
-            kept += files.bytes
-            continue
-        gone += files.bytes
-        _remove_files(files.folder)
+        removed = 0
+        if files.used < _oldest() or kept + files.bytes > MOST_BYTES:
+            _remove_files(files.folder)
+            # Others may own a file, so that it stays and takes its room.
+            removed = files.bytes - _files_in(files.folder).bytes
+        gone += removed
+        kept += files.bytes - removed
     return gone
 
 
@@ -89,15 +92,18 @@ def _oldest() -> float:
 
 
 def _all_files(top: Path) -> Iterator[_Files]:
-    for name, _, files in os.walk(top):
-        used, size = 0.0, 0
-        for file in files:
+    return (files for name, _, _ in os.walk(top) if (files := _files_in(Path(name))).used)
+
+
+def _files_in(folder: Path) -> _Files:
+    used, size = 0.0, 0
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
             with contextlib.suppress(OSError):
-                found = (Path(name) / file).lstat()
-                if file != LOCK:
+                found = file.lstat()
+                if file.name != LOCK and not stat.S_ISDIR(found.st_mode):
                     used, size = max(used, found.st_atime, found.st_mtime), size + found.st_size
-        if used:
-            yield _Files(Path(name), used, size)
+    return _Files(folder, used, size)
 
 
 def _remove_files(folder: Path) -> None:
@@ -109,4 +115,5 @@ def _remove_files(folder: Path) -> None:
             return
         for entry in inside:
             if entry.is_symlink() or not entry.is_dir():
-                entry.unlink()
+                with contextlib.suppress(OSError):
+                    entry.unlink()

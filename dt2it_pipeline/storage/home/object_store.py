@@ -17,24 +17,29 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import integrity, permissions
 from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder
-from dt2it_pipeline.storage.home.checkup import media_in
+from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder, move_all_into_place
+from dt2it_pipeline.storage.home.object_entries import (
+    DamagedVersion,
+    SharedMedia,
+    checked,
+    keep,
+    media_of,
+    medium_of,
+    sources_of,
+)
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _T = TypeVar("_T")
 _AT_ONCE = 256  # files in one call, which an object store of the network transfers at the same time
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = "tmp"  # begins the names of media that are being written
 _TRY_SECONDS = 30.0
 _WITHOUT = "unset DT2IT_OBJECT_STORE to go on without it"
@@ -44,26 +49,6 @@ class ObjectStoreError(UserError, RuntimeError):
     """The object store cannot be used; the message says why and what to do."""
 
     help_page: ClassVar[str] = "troubleshooting#object-store"
-
-
-class _Damaged(StoreError):
-    """A version in the object store is not as it was written."""
-
-
-@dataclass(frozen=True)
-class SharedMedia:
-    """What is kept and asked of a media store, which lies in a layer above.
-
-    Attributes:
-        origins: gives where media came from, by their content hashes, as far as that is known; JSON-able.
-        keep: is handed what another machine's `origins` gave. Raises ValueError where it is no such thing.
-        fetch: puts a medium, given by its place in the media store, back from its source where it is damaged or
-            missing; whether it is whole now.
-    """
-
-    origins: Callable[[Iterable[str]], Mapping[str, Any]]
-    keep: Callable[[Mapping[str, Any]], None]
-    fetch: Callable[[Path], bool]
 
 
 class ObjectStore:
@@ -182,12 +167,12 @@ name a URL that fsspec knows, such as s3://bucket/folder
         """
         artifact = store.read(name, partition, key)
         files = integrity.digests_of(artifact.folder)
-        media = _media_of(artifact, store.media)
+        media = media_of(artifact, store.media)
         blobs = {digest: artifact.folder / path for path, digest in files.items()}
         blobs |= {digest: store.media / path for path, digest in media.items()}
         entry = {"name": name, "partition": partition, "key": key, "files": files, "media": media}
         if shared is not None:
-            entry["origins"] = dict(shared.origins({_medium(path).stem for path in media}))
+            entry["origins"] = dict(shared.origins(sources_of(media)))
         entry = integrity.sealed(entry)
         return self._asked(lambda: self._put(blobs, self._entry(name, key, partition), entry))
 
@@ -215,9 +200,9 @@ name a URL that fsspec knows, such as s3://bucket/folder
             found = self._asked(lambda: self._read(place))
             if found is None:
                 return None
-            files, media, origins = _checked(found, name, key, partition)
+            files, media, origins = checked(found, name, key, partition)
             if shared is not None:
-                _keep(shared, origins)
+                keep(shared, origins)
             with atomic_directory(store.folder(name, key, partition)) as folder:
                 self._asked(lambda: self._get({folder / path: digest for path, digest in files.items()}))
             self._asked(lambda: self._get_media(store.media, media, shared, on_damage))
@@ -241,7 +226,7 @@ name a URL that fsspec knows, such as s3://bucket/folder
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise _Damaged(f"{place} cannot be read ({error})") from error
+            raise DamagedVersion(f"{place} cannot be read ({error})") from error
 
     def _put(self, blobs: Mapping[str, Path], place: str, entry: Mapping[str, Any]) -> int:
         there: dict[str, int] = {}
@@ -265,12 +250,12 @@ name a URL that fsspec knows, such as s3://bucket/folder
             try:
                 self._files.get([self._blob(wanted[file]) for file in part], [str(file) for file in part])
             except FileNotFoundError as error:
-                raise _Damaged(f"a blob is missing ({error})") from error
+                raise DamagedVersion(f"a blob is missing ({error})") from error
             for file in part:
                 if integrity.sha256_of(file) != wanted[file]:
                     # Removed, so that it is stored anew with the version that is made now.
                     self._files.rm_file(self._blob(wanted[file]))
-                    raise _Damaged(f"the content of {self._blob(wanted[file])} is not what its name says")
+                    raise DamagedVersion(f"the content of {self._blob(wanted[file])} is not what its name says")
 
     def _get_media(
         self, root: Path, media: Mapping[str, str], shared: SharedMedia | None, on_damage: Callable[[str], None]
@@ -279,7 +264,7 @@ name a URL that fsspec knows, such as s3://bucket/folder
         for part in _parts([path for path in media if not (root / path).exists()]):
             try:
                 self._get_blobs(root, {path: media[path] for path in part})
-            except _Damaged:
+            except DamagedVersion:
                 if shared is None:
                     raise
                 for path in part:
@@ -292,8 +277,8 @@ name a URL that fsspec knows, such as s3://bucket/folder
         try:
             if not (root / path).exists():  # of several frames the first one has brought all
                 self._get_blobs(root, {path: digest})
-        except _Damaged:
-            whole = shared.fetch(root / _medium(path)) and (root / path).is_file()
+        except DamagedVersion:
+            whole = shared.fetch(root / medium_of(path)) and (root / path).is_file()
             if not whole or integrity.sha256_of(root / path) != digest:
                 raise
             after = "copied there again"
@@ -316,9 +301,9 @@ name a URL that fsspec knows, such as s3://bucket/folder
                 os.close(handle)
                 places[Path(temporary)] = path
             self._get({file: media[path] for file, path in places.items()})
-            for file, path in places.items():
+            for file in places:
                 permissions.follow_umask(file)
-                file.replace(root / path)
+            move_all_into_place({file: root / path for file, path in places.items()})
         finally:
             for file in places:
                 file.unlink(missing_ok=True)
@@ -334,65 +319,6 @@ name a URL that fsspec knows, such as s3://bucket/folder
                 f"object store {self.url} cannot be used ({type(error).__name__}: {error}); check its address and "
                 f"credentials and start the run again, or {_WITHOUT}"
             ) from error
-
-
-def _media_of(artifact: Artifact, root: Path) -> dict[str, str]:
-    """Digests of the media files that an artifact's tables name, by their paths in the media store."""
-    found: dict[str, str] = {}
-    for path in sorted({path for table in artifact.tables.values() for path in media_in(table)}):
-        place = root / path
-        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-        try:
-            found |= {file.relative_to(root).as_posix(): integrity.sha256_of(file) for file in files}
-        except OSError as error:
-            raise StoreError(f"media/{path} cannot be read ({error.strerror}); run `dt2it doctor`") from error
-    return found
-
-
-def _medium(path: str) -> PurePosixPath:
-    """The medium that a file of the media store belongs to: the file itself, or the folder whose frame it is.
-
-    >>> _medium("ab/ab12.png").stem, str(_medium("ab/ab34/000001.png"))
-    ('ab12', 'ab/ab34')
-    """
-    return PurePosixPath(*PurePosixPath(path).parts[:2])
-
-
-def _keep(shared: SharedMedia, origins: Mapping[str, Any]) -> None:
-    try:
-        shared.keep(origins)
-    except ValueError as error:
-        raise _Damaged(f"its entry has an origin of media that is none ({error})") from error
-
-
-def _checked(
-    entry: Any, name: str, key: str, partition: str | None
-) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
-    """Files, media and origins of an entry.
-
-    Raises:
-        _Damaged: it is no entry, names a place that is not its own, or the origin of a medium that it has not.
-    """
-    if not isinstance(entry, dict) or not integrity.is_sealed(entry):
-        raise _Damaged("its entry is not what was written")
-    if (entry.get("name"), entry.get("key"), entry.get("partition")) != (name, key, partition):
-        raise _Damaged(f"its entry is that of {entry.get('name')}, {entry.get('key')}")
-    both: list[dict[str, str]] = []
-    for kind in ("files", "media"):
-        files = entry.get(kind)
-        if not isinstance(files, dict):
-            raise _Damaged(f"its entry has no {kind}")
-        for path, digest in files.items():
-            parts = PurePosixPath(path).parts
-            if path.startswith("/") or not parts or ".." in parts or "\\" in path or "\0" in path:
-                raise _Damaged(f"its entry names the file {path!r}, which leads outside")
-            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-                raise _Damaged(f"its entry has no digest of {path}")
-        both.append(files)
-    origins = entry.get("origins", {})  # an entry of before origins were kept has none
-    if not isinstance(origins, dict) or not origins.keys() <= {_medium(path).stem for path in both[1]}:
-        raise _Damaged("its entry has origins of other media")
-    return both[0], both[1], origins
 
 
 def _parts(files: Iterable[_T]) -> Iterable[list[_T]]:

@@ -24,6 +24,8 @@ from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, p
 from dt2it_pipeline.ingest.readers.parquet_footer import row_groups
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row, SourceError
+from dt2it_pipeline.ingest.sources import read_source
+from dt2it_pipeline.media import tar_files
 from dt2it_pipeline_tests.support import parquet_lies
 from dt2it_pipeline_tests.support.parquet_lies import DICTIONARY_PAGE, RLE_DICTIONARY, Page, zstd
 from dt2it_pipeline_tests.support.reading_memory import peak_mib
@@ -171,7 +173,7 @@ def test_members_without_content_are_counted(tmp_path: Path, monkeypatch: pytest
     with_empty_members(tmp_path / "rows.tar.gz", name, 2)
     if name != "x.json":  # whose name is there many times
         assert [type(row) for row in read(tmp_path / "rows.tar.gz")] == [Row]
-    monkeypatch.setattr(bounds, "_MOST_EMPTY", 1500)
+    monkeypatch.setattr(tar_files, "_MOST_EMPTY", 1500)
     with pytest.raises(SourceError, match=r"rows.tar.gz' has more than 1,500 members without content"):
         read(tmp_path / "rows.tar.gz")
 
@@ -184,7 +186,7 @@ def test_millions_of_members_without_content_take_little_memory(tmp_path: Path) 
 
 
 def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_MOST_EMPTY", 5)
+    monkeypatch.setattr(tar_files, "_MOST_EMPTY", 5)
     with tarfile.open(tmp_path / "rows.tar", "w") as archive:
         for number in range(50):
             folder = tarfile.TarInfo(f"{number}")
@@ -211,7 +213,7 @@ def test_members_that_are_no_data_files_are_not_kept(tmp_path: Path, monkeypatch
 
 
 def test_data_files_of_a_tar_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_MOST_FILES", 5)
+    monkeypatch.setattr(tar_files, "_MOST_FILES", 5)
     for count in (5, 6):
         names = [f"{number}.jsonl" for number in reversed(range(count))]
         file = tar_with(tmp_path / "rows.tar", "w", *((name, LINE) for name in names), ("readme.txt", b"x"))
@@ -398,3 +400,24 @@ def test_a_compressed_parquet_file_may_be_long(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(buffer.getvalue(), 1))
     assert [row.values for row in read(tmp_path / "rows.parquet.gz")] == rows
+
+
+@pytest.mark.parametrize(
+    ("headers", "fault"),
+    [
+        ({"comment": "x" * 3_000_000}, "a header of 3,000,"),
+        ({"GNU.sparse.major": "0", "GNU.sparse.map": "x,y", "GNU.sparse.size": "1"}, "a malformed header"),
+    ],
+)
+def test_a_tar_of_media_is_bounded_too(tmp_path: Path, headers: dict[str, str], fault: str) -> None:
+    """Its members are read before any row."""
+    with tarfile.open(tmp_path / "media.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("first"))
+        archive.addfile(member := tarfile.TarInfo("second"))
+        member.pax_headers = headers
+        archive.addfile(member)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    given = {"path": str(tmp_path / "rows.jsonl"), "media_root": str(tmp_path / "media.tar")}
+    made = Manifest.model_validate({"name": "own", "kind": "preferences", "licence": "MIT", **given})
+    with pytest.raises(SourceError, match=f"source 'own': media_root cannot be read: {fault}"):
+        read_source(made, tmp_path, tmp_path / "media")

@@ -78,6 +78,24 @@ def test_where_there_is_too_much_the_oldest_goes(tmp_path: Path, monkeypatch: py
     assert [file.exists() for file in files] == [False, True, True]
 
 
+def test_what_cannot_be_removed_is_not_counted_and_keeps_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_code, "MOST_BYTES", 250)
+    files = [put(tmp_path, f"{number}/code", days=number, size=100) for number in (1, 3, 2)]
+    stuck = put(tmp_path, "code", DAYS + 1, 1000)
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == stuck:
+            raise PermissionError(f"{path} is another user's")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert prune_and_hold(tmp_path) == 100
+    assert stuck.exists() and [file.exists() for file in files] == [True, False, True]
+
+
 def test_nothing_goes_while_another_process_uses_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
