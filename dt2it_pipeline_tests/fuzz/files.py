@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -83,8 +85,13 @@ def sources(suffix: str) -> Make:
             (root / name).write_bytes(encoded(Image.new("RGB", (8, 8), "red" if name == "0.png" else "blue")))
         (folder / "secret.png").write_bytes(_SECRET)
         rows = [_ROWS, [{**row, "image": "../secret.png"} for row in _ROWS]]
-        data = folder / f"rows{suffix}"
-        manifest = Manifest(name="s", kind="preferences", path=str(data), media_root=str(root), licence="MIT")
+        data = folder / "data" / f"rows{suffix}"
+        data.parent.mkdir()
+        path, form = (data.parent, "dataset") if suffix == ".arrow" else (data, None)
+        manifest = Manifest.model_validate(
+            {"name": "s", "kind": "preferences", "path": str(path), "format": form, "media_root": str(root)}
+            | {"licence": "MIT"}
+        )
 
         def read(content: bytes) -> bool:
             data.write_bytes(content)
@@ -108,6 +115,13 @@ def _lines(rows: Sequence[dict[str, str]]) -> bytes:
 def _parquet(rows: Sequence[dict[str, str]]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+def _arrow(rows: Sequence[dict[str, str]]) -> bytes:
+    table, buffer = pa.Table.from_pylist(list(rows)), io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
     return buffer.getvalue()
 
 
@@ -135,8 +149,11 @@ _FORMATS: dict[str, Callable[[Sequence[dict[str, str]]], bytes]] = {
     ".json": lambda rows: json.dumps(list(rows)).encode(),
     ".csv": lambda rows: as_csv(list(rows)),
     ".parquet": _parquet,
+    ".arrow": _arrow,
     ".jsonl.gz": lambda rows: gzip.compress(_lines(rows)),
     ".jsonl.zst": lambda rows: pa.compress(_lines(rows), "zstd", asbytes=True),
+    ".jsonl.bz2": lambda rows: bz2.compress(_lines(rows)),
+    ".jsonl.xz": lambda rows: lzma.compress(_lines(rows)),
     ".zip": _zip,
     ".tar": _tar,
 }
