@@ -20,6 +20,8 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.human_review.spreadsheet import AuditError
+from dt2it_pipeline.ingest.readers.parquet_footer import row_groups_of
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.storage.content_ids import content_hash
 from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimiter_in, kind_of_file, read_table_file
 
@@ -230,16 +232,26 @@ def _in_memory(
 def _parquet_pieces(file: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     """Rows of a Parquet file, so many at a time that they take about 64 MiB."""
     with pq.ParquetFile(file, buffer_size=_BUFFER) as opened:
-        for batch in opened.iter_batches(_rows_of_a_piece(opened.metadata, set(names)), columns=list(names)):
+        first = next(opened.iter_batches(_FEW, columns=list(names)), None)
+        each = 0.0 if first is None else first.nbytes / max(1, len(first))
+        for batch in opened.iter_batches(_rows_of_a_piece(file, set(names), each), columns=list(names)):
             yield batch.to_pylist()
 
 
-def _rows_of_a_piece(about: pq.FileMetaData, names: set[str]) -> int:
-    """By the row group whose rows are the longest, once decompressed."""
-    longest = 0.0
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
-        columns = (group.column(place) for place in range(group.num_columns))
-        size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] in names)
-        longest = max(longest, size / max(1, group.num_rows))
+def _rows_of_a_piece(file: Path, names: set[str], each: float) -> int:
+    """By the row group whose rows are the longest, once decompressed; what repeats lies there once.
+
+    So the first rows count as well, which take `each` bytes.
+
+    Raises:
+        AuditError: the file's footer is damaged.
+    """
+    longest = each
+    try:
+        groups = row_groups_of(file)
+    except FormatError as error:
+        raise AuditError(f"{file} cannot be read: {error}") from error
+    for group in groups:
+        chunks = (chunk for chunk in group.columns if chunk.path_in_schema.split(".")[0] in names)
+        longest = max(longest, sum(chunk.total_uncompressed_size for chunk in chunks) / max(1, group.num_rows))
     return int(min(_PIECE, max(1, _PIECE_BYTES // max(1.0, longest))))

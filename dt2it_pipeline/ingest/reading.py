@@ -23,7 +23,7 @@ from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
 from dt2it_pipeline.ingest.readers.arrow_rows import arrow_rows
 from dt2it_pipeline.ingest.readers.bounds import bounded_tar, check_ratio
-from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
+from dt2it_pipeline.ingest.readers.dataset_folders import require_own_file, require_own_files
 from dt2it_pipeline.ingest.readers.file_formats import (
     EXTENSIONS,
     format_of,
@@ -123,7 +123,7 @@ def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Unparsed
     else:
         files = data_files(path, manifest.format)
         for file in files:
-            yield from _file(file, manifest.format, f"{file.name} " if len(files) > 1 else "")
+            yield from _file(file, manifest.format, f"{_below(file, path)} " if len(files) > 1 else "")
 
 
 def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
@@ -224,7 +224,8 @@ def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Unparsed]:
     require_own_files(path)
     files = hub.saved_files(path, manifest.split) if hub.is_saved(path) else hub.folder_files(path, manifest)
     for file in files:
-        rows = _dataset_file(file, f"{file.path.name} " if len(files) > 1 else "")
+        require_own_file(file.path, path)
+        rows = _dataset_file(file, f"{_below(file.path, path)} " if len(files) > 1 else "")
         if file.columns is None and file.media is None:
             yield from rows
             continue
@@ -236,6 +237,8 @@ def _dataset_file(file: hub.DataFile, prefix: str) -> Iterator[Unparsed]:
     name = file.path.name
     _require_regular(file.path)
     if name.endswith(_ARCHIVES):
+        if file.field is not None:
+            raise SourceError(f"the card names the field {file.field!r} of {name}; unpack the archive")
         return _file(file.path, None, prefix)
     if file.format == "arrow":
         return arrow_rows(file.path, name, prefix)

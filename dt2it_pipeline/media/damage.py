@@ -61,12 +61,12 @@ def has_other_content(file: Path) -> bool:
     ending = file.name.removeprefix(f"{source}.")
     if ending not in (UPRIGHT, _OLD):
         return True
-    if (found, source) not in _known:
+    if (found, file.name) not in _known:
         content = file.read_bytes()
         sealed = is_sealed_png(content, source)
         bare = ending == _OLD and _SEAL not in content[-(_END + len(_seal(b"", source))) :]
-        _known[found, source] = sealed or (bare and _is_whole_png(content))
-    return not _known[found, source]
+        _known[found, file.name] = sealed or (bare and _is_whole_png(content))
+    return not _known[found, file.name]
 
 
 def sealed_png(content: bytes, source: str) -> bytes:

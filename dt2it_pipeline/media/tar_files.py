@@ -6,6 +6,7 @@ What belongs here: members and their headers. What does not: how far a compresse
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, ClassVar, NamedTuple
@@ -106,3 +107,43 @@ class BoundedMember(tarfile.TarInfo):
                 f"a header of {self.size:,} bytes in {archive.name!r}, as no archive has; pack it anew"
             )
         return super()._proc_member(archive)  # type: ignore[misc]
+
+    # Maps of holes stand before the content in two forms, and say themselves how long they are.
+    def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        with _little_is_read(archive):
+            return super()._proc_sparse(archive)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, headers: Any, archive: tarfile.TarFile) -> None:
+        with _little_is_read(archive):
+            super()._proc_gnusparse_10(member, headers, archive)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _little_is_read(archive: tarfile.TarFile) -> Iterator[None]:
+    """Raise TarBoundsError where more is read of an archive meanwhile than a header may have."""
+    whole = archive.fileobj
+    archive.fileobj = _Little(whole, str(archive.name))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        archive.fileobj = whole
+
+
+class _Little:
+    """A stream of which no more is read than a header may have."""
+
+    def __init__(self, whole: Any, name: str) -> None:
+        self._whole, self._name, self._left = whole, name, _LONGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise TarBoundsError(
+                f"a map of holes of more than {_LONGEST_HEADER:,} bytes in {self._name!r}; pack it without --sparse"
+            )
+        found: bytes = self._whole.read(size)
+        return found
+
+    def tell(self) -> int:
+        at: int = self._whole.tell()
+        return at

@@ -169,7 +169,10 @@ def _free_places_of_ended_runs(instance: dg.DagsterInstance, pool: str) -> list[
     ended = []
     for run_id in sorted({slot.run_id for slot in storage.get_concurrency_info(pool).claimed_slots}):
         run = instance.get_run_by_id(run_id)
-        if run is None or run.is_finished:
+        # A run that was terminated by force counts as ended while its process may still compute.
+        lock = None if run is None else run.tags.get(LOCK_TAG)
+        computes = lock is not None and Path(lock).exists() and not is_free(Path(lock))
+        if run is None or (run.is_finished and not computes):
             storage.free_concurrency_slots_for_run(run_id)
             ended.append(run_id)
     return ended

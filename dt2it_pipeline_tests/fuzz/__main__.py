@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{'surface':24} {'inputs':>8} {'used':>8} {'refused':>8} {'faults':>7}", flush=True)
     totals = [0, 0, 0, 0]
     for name in names:
-        counts, told = fed(name, given.seed, given.seconds / len(names), given.input)
+        counts, accounts = fed(name, given.seed, given.seconds / len(names), given.input)
         print(f"{name:24} {counts[0]:8} {counts[1]:8} {counts[2]:8} {counts[3]:7}", flush=True)
-        print("".join(told), end="", flush=True)
+        print("".join(accounts), end="", flush=True)
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
     print(f"{'all':24} {totals[0]:8} {totals[1]:8} {totals[2]:8} {totals[3]:7}", flush=True)
     return 1 if totals[3] else 0
@@ -91,10 +91,10 @@ def fed(name: str, seed: int, seconds: float, only: int | None = None) -> tuple[
     process = context.Process(target=_feed, args=(name, seed, seconds, only, number, send))
     process.start()
     send.close()
-    counts, told = [0, 0, 0, 0], []
+    counts, accounts = [0, 0, 0, 0], []
     try:
         if results.poll(seconds + 4 * _SLOW):
-            counts, told = results.recv()
+            counts, accounts = results.recv()
         else:
             process.kill()
     except EOFError:
@@ -102,8 +102,8 @@ def fed(name: str, seed: int, seconds: float, only: int | None = None) -> tuple[
     process.join()
     if not counts[0]:
         counts = [number.value + 1, 0, 0, 1]
-        told = [f"the process ended with {process.exitcode}\n{_again(name, seed, number.value)}"]
-    return counts, told
+        accounts = [f"the process ended with {process.exitcode}\n{_again(name, seed, number.value)}"]
+    return counts, accounts
 
 
 def _feed(
@@ -113,7 +113,7 @@ def _feed(
     warnings.simplefilter("ignore")
     os.environ |= {"OPENCV_LOG_LEVEL": "OFF", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # it writes a line for each damaged part
     signal.signal(signal.SIGALRM, _too_slow)
-    counts, told = [0, 0, 0, 0], []
+    counts, accounts = [0, 0, 0, 0], []
     with tempfile.TemporaryDirectory() as folder:
         surface = SURFACES[name](Path(folder))
         for content in surface.sound[:1]:
@@ -140,8 +140,8 @@ def _feed(
                 base += taken
             if fault:
                 counts[3] += 1
-                told.append(f"{fault}{_again(name, seed, number.value)}")
-    send.send((counts, told))
+                accounts.append(f"{fault}{_again(name, seed, number.value)}")
+    send.send((counts, accounts))
 
 
 def made_again(name: str, seed: int, number: int, sound: Sequence[bytes]) -> bytes:

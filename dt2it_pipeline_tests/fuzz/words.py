@@ -88,6 +88,7 @@ def tables(suffix: str) -> Make:
                 "rejected": [f"bad {n}" for n in range(40)],
                 "a": draw.normal(1, 1, 40).round(3),
                 "b": draw.normal(0, 1, 40).round(3),
+                "unread": [f"note {n}" for n in range(40)],
             }
         )
         buffer = io.BytesIO()

@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.curate.out_of_core.streaming import piecewise, read_ahead
 from dt2it_pipeline.curate.pair_frames import swapped_columns
 from dt2it_pipeline.curate.voters.margins import CurationError
+from dt2it_pipeline.ingest.readers.parquet_footer import row_groups_of
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.storage.table_files import DAMAGED, FORMATS
 
 _BATCH_BYTES = 1 << 25  # of uncompressed columns that are read at a time; several such batches are under way
@@ -221,7 +223,7 @@ def _length_differences(
 def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
     """Some columns of a file, in batches, each read while the one before it is worked on."""
     with _errors_name(file), pq.ParquetFile(file, buffer_size=_BUFFER) as reader, ThreadPoolExecutor(1) as thread:
-        batches = piecewise(reader, _rows_at_once(reader, columns), columns)
+        batches = piecewise(reader, _rows_at_once(reader, file, columns), columns)
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
@@ -229,18 +231,16 @@ def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -
             yield table.cast(pa.schema([(name, types[name]) for name in columns]))
 
 
-def _rows_at_once(reader: pq.ParquetFile, columns: list[str]) -> int:
+def _rows_at_once(reader: pq.ParquetFile, file: Path, columns: list[str]) -> int:
     """How many rows of some columns are about _BATCH_BYTES.
 
     What repeats lies in the file once, and in a batch as often as it stands there, so the first rows are looked at.
     """
-    metadata, wanted, size = reader.metadata, set(columns), 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        chunks = (row_group.column(place) for place in range(row_group.num_columns))
-        size += sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] in wanted)
+    groups, wanted = row_groups_of(file), set(columns)
+    chunks = [chunk for group in groups for chunk in group.columns if chunk.path_in_schema.split(".")[0] in wanted]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks)
     first = next(piecewise(reader, _FEWEST, columns), None)
-    each = max(size / max(metadata.num_rows, 1), 0.0 if first is None else first.nbytes / max(len(first), 1))
+    each = max(size / max(reader.metadata.num_rows, 1), 0.0 if first is None else first.nbytes / max(len(first), 1))
     return int(np.clip(_BATCH_BYTES / max(each, 1.0), _FEWEST, _MOST))
 
 
@@ -249,7 +249,7 @@ def _errors_name(file: Path) -> Iterator[None]:
     """Let errors of a file that is read name it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, FormatError) as error:
         raise _unreadable(file, error) from error
 
 

@@ -37,6 +37,23 @@ def require_own_files(folder: Path) -> None:
                 _require_inside(place, file)
 
 
+def require_own_file(file: Path, folder: Path) -> None:
+    """Refuse a file that is a link, or in a linked folder, to something outside of its folder.
+
+    A snapshot in the Hub's cache is one of links to the folder `blobs` beside it.
+
+    Raises:
+        SourceError: it leads out.
+    """
+    try:
+        found, own = file.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead to themselves
+        raise SourceError(f"{file} cannot be read: {error}") from error
+    blobs = [own.parent.parent / "blobs"] if own.parent.name == "snapshots" else []
+    if not any(found.is_relative_to(place) for place in (own, *blobs)):
+        raise SourceError(f"{file} is a link that leads out of {folder}; lay the data there")
+
+
 def _require_inside(place: str, file: Path) -> None:
     path = PurePosixPath(place.replace("\\", "/"))
     if "://" in place or "::" in place or path.is_absolute() or _DRIVE.match(place) or place.startswith("~"):

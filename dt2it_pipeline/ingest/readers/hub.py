@@ -1,8 +1,8 @@
 """Folders and repositories in the layout of the library `datasets`: which files hold the rows of a split.
 
 The library says which these are, by the folder's card, the names of its files and folders, or the state that
-`save_to_disk` left. The files of a folder are then read by our own readers, whose memory is bounded and which set aside
-a malformed row alone. What belongs here: the library. What does not: what a card may name (dataset_folders.py), and
+`save_to_disk` left. The files of a folder are then read by our own readers, whose memory is bounded and which put a
+malformed row alone into the quarantine. What belongs here: the library. What does not: what a card may name (dataset_folders.py), and
 rows (reading.py).
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.readers.dataset_folders import require_own_file
 from dt2it_pipeline.ingest.readers.file_formats import format_of
 from dt2it_pipeline.ingest.rows import Read, SourceError
 
@@ -58,6 +59,7 @@ def saved_files(path: Path, split: str | None) -> list[DataFile]:
     if (path / _SPLITS).exists():
         _require_split(path, split, _listed(path / _SPLITS, "splits"))
         folder = path / (split or "train")
+        require_own_file(folder / _STATE, path)
     listed = [
         file.get("filename") if isinstance(file, dict) else None for file in _listed(folder / _STATE, "_data_files")
     ]

@@ -7,7 +7,9 @@ protocol, as far as bounds need it. What does not: pages (parquet_pages.py).
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.ingest.readers.thrift_compact import (
@@ -23,6 +25,7 @@ from dt2it_pipeline.ingest.readers.thrift_compact import (
     text,
 )
 
+_TAIL = 8  # bytes at a file's end: how long its footer is, and its mark
 _GROUPS = 4  # field of FileMetaData
 _COLUMNS, _ROWS = 1, 3  # of RowGroup
 _METADATA = 3  # of ColumnChunk
@@ -64,12 +67,40 @@ def row_groups(footer: bytes) -> list[RowGroup]:
         FormatError: it is none, or a column has no metadata that can be read.
     """
     try:
-        for number, kind, place in fields_of(footer, 0):
-            if number == _GROUPS and kind == LIST:
-                return [_group(footer, start) for start in elements_of(footer, place, STRUCT)]
+        places = [place for number, kind, place in fields_of(footer, 0) if number == _GROUPS and kind == LIST]
+        if len(places) == 1:  # PyArrow takes the last one of several, and parts of those before
+            return [_group(footer, start) for start in elements_of(footer, places[0], STRUCT)]
     except (IndexError, KeyError, FormatError) as error:
         raise FormatError("its footer does not describe its columns") from error
-    raise FormatError("its footer has no row groups")
+    raise FormatError(f"its footer has {len(places)} lists of row groups")
+
+
+def row_groups_of(file: Path) -> list[RowGroup]:
+    """The same of a file that is not compressed as a whole. Raises OSError, too."""
+    with file.open("rb") as stream:
+        return row_groups(read_footer(stream, stream.seek(0, io.SEEK_END)))
+
+
+def read_footer(stream: Any, size: int) -> bytes:
+    """The bytes of a file's FileMetaData.
+
+    Args:
+        stream: the file; it must be seekable.
+        size: of it, in bytes.
+
+    Raises:
+        FormatError: it ends within them.
+    """
+    stream.seek(max(0, size - _TAIL))
+    length = int.from_bytes(stream.read(_TAIL)[:4], "little")
+    if length > size - _TAIL:
+        raise FormatError("its footer is longer than the file")
+    stream.seek(size - _TAIL - length)
+    parts: list[bytes] = []
+    while length and (part := stream.read(length)):  # a decompressed stream gives less at a time than it is asked for
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
 
 
 def _group(octets: bytes, at: int) -> RowGroup:
@@ -84,10 +115,10 @@ def _group(octets: bytes, at: int) -> RowGroup:
 
 def _chunk(octets: bytes, at: int) -> ColumnChunk:
     places = [place for number, kind, place in fields_of(octets, at) if number == _METADATA and kind == STRUCT]
-    if not places:  # it is encrypted
+    if len(places) != 1:  # it is encrypted, or described twice
         raise KeyError(_METADATA)
     found: dict[int, Any] = {}
-    for number, kind, place in fields_of(octets, places[-1]):
+    for number, kind, place in fields_of(octets, places[0]):
         if kind in (I32, I64):
             found[number] = signed(octets, place)
         elif number == _PATH and kind == LIST:

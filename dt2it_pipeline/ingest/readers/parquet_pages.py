@@ -13,7 +13,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk
+from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk, read_footer
 from dt2it_pipeline.ingest.readers.thrift_compact import FormatError, struct
 
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)  # kinds of pages
@@ -27,7 +27,6 @@ DELTA_LENGTH_BYTE_ARRAY = 6  # an encoding in which the lengths of all texts com
 DELTA_BYTE_ARRAY = 7  # one in which, besides, a value begins as the value before it
 PLAIN = 0  # the encoding of a dictionary's own values
 DICTIONARY_ENCODINGS = (2, 8)  # those in which values are places in a dictionary; the first one is old
-_TAIL = 8  # bytes at a file's end: how long its footer is, and its mark
 _FEW = 1 << 10  # values of a dictionary that may take no byte, and pages that may hold no value
 
 
@@ -164,18 +163,8 @@ class ChunkedFile(io.RawIOBase):
         return [found[number] for number in range(len(columns))]
 
     def footer(self) -> bytes:
-        """The bytes of its FileMetaData, before any group is read.
-
-        Raises:
-            FormatError: it ends within them.
-        """
-        self._stream.seek(max(0, self.size - _TAIL))
-        length = int.from_bytes(self._whole(_TAIL)[:4], "little")
-        start = self.size - _TAIL - length
-        if start < 0:
-            raise FormatError("its footer is longer than the file")
-        self._stream.seek(start)
-        return self._whole(length)
+        """The bytes of its FileMetaData, before any group is read. Raises FormatError where it ends within them."""
+        return read_footer(self._stream, self.size)
 
     def readable(self) -> bool:
         """It is."""
