@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dt2it_pipeline.errors import Dt2itError
+from dt2it_pipeline.ingest.rows import SourceError
 
 _HEADER = 2  # number of a field of Message; the numbers below are those of other tables
 _BUFFERS, _COMPRESSION = 2, 3  # of RecordBatch
@@ -21,7 +21,7 @@ _ENDIANNESS = 0  # of Schema
 _LENGTH = struct.Struct("<q")
 
 
-class MessageError(Dt2itError, ValueError):
+class MessageError(SourceError):
     """The header of a message is none, or does not fit its body."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dt2it_pipeline.ingest.readers.bounds import check_ratio, most_bytes
+from dt2it_pipeline.ingest.readers.bounds import ROW_BYTES, check_ratio, most_bytes
 from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
 from dt2it_pipeline.ingest.readers.parquet_dictionaries import taken_bytes
 from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk, RowGroup, row_groups
@@ -21,7 +21,7 @@ from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 _BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
 _BATCH = 64  # rows at a time; each may hold an image
 _LONG = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"  # physical types of which one value may be long
-_LEVELS = 4  # bytes that Arrow takes for each element of a list, beside its value
+_ELEMENT = 24  # bytes of each element of a list beside its value: 4 in Arrow; in Python 8, while the list grows more
 
 
 def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
@@ -76,17 +76,21 @@ def _batches(file: Any, groups: Sequence[RowGroup], chunks: ChunkedFile, name: s
             raise FormatError(f"row group {group + 1} has {len(columns)} columns, and the file {len(file.schema)}")
         pages = chunks.read_group(columns)
         for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):
-            levels = _LEVELS * announced.values if file.schema.column(number).max_repetition_level else 0
+            levels = _ELEMENT * announced.values if file.schema.column(number).max_repetition_level else 0
             check_ratio(max(announced.size, levels), part.total_compressed_size, _column(part, name))
         stored = sum(part.total_compressed_size for part in columns)
         check_ratio(sum(announced.size for announced in pages), stored, f"row group {group + 1} of {name}")
         for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):
             _check_lengths(announced, part, file.schema.column(number), name)
+        ahead = ROW_BYTES * about.num_rows
+        check_ratio(expanded + ahead, chunks.size, f"{name} with {about.num_rows:,} rows in group {group + 1}")
         longest = sum(announced.shared for announced in pages)
         del pages  # and the bytes that they lie in
         rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
-            expanded += batch.nbytes + sum(_written_out(batch.column(number)) for number in coded)
+            expanded += max(batch.nbytes, ROW_BYTES * batch.num_rows) + sum(
+                _written_out(batch.column(number)) for number in coded
+            )
             check_ratio(expanded, chunks.size, name)
             yield batch
 

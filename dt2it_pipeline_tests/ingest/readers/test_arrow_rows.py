@@ -204,3 +204,17 @@ def test_a_compressed_file_of_a_folder_is_bounded(tmp_path: Path, monkeypatch: p
     (tmp_path / f"set/train.csv.{ending}").write_bytes(COMPRESSED[ending](content.encode()))
     with pytest.raises(SourceError, match=rf"train.csv.{ending} expands to more than 20 times its size"):
         values(manifest(tmp_path / "set", format="dataset"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "fault"),
+    [
+        (nothing(pa.null(), 10_000_000), "rows.parquet with [0-9,]+ rows in group [0-9]+"),
+        (listed(nothing(pa.null(), 50_000_000)), "column 'a.list.element' of rows.parquet"),
+    ],
+    ids=["rows", "elements of a list"],
+)
+def test_values_that_take_no_room_in_parquet_are_refused(tmp_path: Path, column: pa.Array, fault: str) -> None:
+    pq.write_table(pa.table({"a": column}), tmp_path / "rows.parquet")
+    with pytest.raises(SourceError, match=f"{fault} expands to more than 200 times its size"):
+        values(manifest(tmp_path / "rows.parquet"), tmp_path)
