@@ -28,6 +28,7 @@ from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimite
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
+_FEW = 8  # rows that are looked at first
 _PIECE, _PIECE_BYTES = 8192, 64 << 20  # rows that are read at once, and about how much memory they may take
 _BUFFER = 1 << 20  # bytes of a column that are read from a file at once
 _PYARROW_READS = (".gz", ".bz2", ".zst")  # compressions that it knows by a name, in small letters alone

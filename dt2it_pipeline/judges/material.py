@@ -34,7 +34,7 @@ _LIKE_EQUALS = "=＝﹦═꞊⁼₌≡⩵⩶᐀⹀゠≠≣☰⚌〓\U0001f7f0"
 _COMBINING = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe0e\ufe0f\ufe20-\ufe2f"
 _FENCE = re.compile(rf"(?m)^([^\w\n{_LIKE_EQUALS}]*)(?:[{_LIKE_EQUALS}](?:[^\S\n]|[\u200c\u200d{_COMBINING}])*){{3,}}")
 # Letters of other scripts that look like those of a mark, once they are folded.
-_LIKE_DIGITS = str.maketrans("аɑαᖯьбсσеєԁƒ", "aaabbbcceedf")
+_LIKE_DIGITS = str.maketrans("аɑαᖯьбсσеєԁƒо", "aaabbbcceedf0")
 
 
 def shown(text: str) -> str:

@@ -94,7 +94,7 @@ def mark_alive(instance: dg.DagsterInstance, run_id: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         run = instance.get_run_by_id(old.name)
-        if run is None or run.is_finished:
+        if (run is None or run.is_finished) and is_free(old):
             old.unlink(missing_ok=True)
     lock = folder / run_id
     hold_until_exit(lock)

@@ -3,8 +3,8 @@
 A name holds the process's number, when it began, and where that number means something: the running kernel and its
 namespace of processes. What another machine or container left is judged by its age.
 
-A folder that was moved aside to be replaced is not removed until the new one is there: where its owner was killed before
-that, it is put back.
+A folder that was moved aside to be replaced is not removed until the new one is there: where its owner was killed
+before that, it is put back.
 """
 
 from __future__ import annotations

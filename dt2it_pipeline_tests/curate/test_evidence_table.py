@@ -15,7 +15,7 @@ from dt2it_pipeline.curate.preferences import CleanedPreferences
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.storage.atomic import read_parquet
 
-COUNT = 60
+COUNT, CHECKED = 60, 40
 
 
 def cleaned(votes: pd.DataFrame | None = None, wrong: int = 6) -> CleanedPreferences:
@@ -30,7 +30,7 @@ def cleaned(votes: pd.DataFrame | None = None, wrong: int = 6) -> CleanedPrefere
         {"pair_id": pairs["pair_id"], "better_id": np.where(truth, pairs["chosen_id"], pairs["rejected_id"])}
     )
     names = {"chosen_scores": ["good", "gap"], "rejected_scores": ["bad", "zero"]}
-    return clean_preferences(pairs, votes=votes, audit=audit.iloc[:40], **names)
+    return clean_preferences(pairs, votes=votes, audit=audit.iloc[:CHECKED], **names)
 
 
 def rows_of(result: CleanedPreferences, folder: Path) -> list[dict[str, Any]]:
@@ -46,13 +46,14 @@ def test_labels_probabilities_and_margins_are_those_of_the_given_sides(
     rows = rows_of(result, tmp_path)
     assert [row["pair_id"] for row in rows] == result.pairs["pair_id"].tolist()
     flipped = [row for row in rows if row["outcome"] == "flipped"]
-    assert {row["pair_id"] for row in flipped} == {f"p{n}" for n in range(0, COUNT, 6)}
+    assert {row["pair_id"] for row in flipped} == {f"p{n}" for n in range(0, CHECKED, 6)}
     for row, probability in zip(rows, result.pairs["probability"], strict=True):
         number = row["pair_id"][1:]
         turned = row["outcome"] == "flipped"
-        assert (row["chosen_before"], row["chosen_after"]) == (f"c{number}", f"{'r' if turned else 'c'}{number}")
+        after = None if row["outcome"] == "dropped" else f"{'r' if turned else 'c'}{number}"
+        assert (row["chosen_before"], row["chosen_after"]) == (f"c{number}", after)
         assert row["given_probability"] == pytest.approx(1 - probability if turned else probability)
-        assert row["margins"][0] == {"voter": "good", "margin": -3.0 if turned else 3.0}
+        assert row["margins"][0] == {"voter": "good", "margin": -3.0 if int(number) % 6 == 0 else 3.0}
     assert [len(row["margins"]) for row in rows[:3]] == [2, 1, 2]  # a margin that is not known is none
 
 

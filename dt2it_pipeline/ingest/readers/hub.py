@@ -2,8 +2,8 @@
 
 The library says which these are, by the folder's card, the names of its files and folders, or the state that
 `save_to_disk` left. The files of a folder are then read by our own readers, whose memory is bounded and which put a
-malformed row alone into the quarantine. What belongs here: the library. What does not: what a card may name (dataset_folders.py), and
-rows (reading.py).
+malformed row alone into the quarantine. What belongs here: the library. What does not: what a card may name
+(dataset_folders.py), and rows (reading.py).
 """
 
 from __future__ import annotations

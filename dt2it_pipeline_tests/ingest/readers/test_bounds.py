@@ -421,3 +421,27 @@ def test_a_tar_of_media_is_bounded_too(tmp_path: Path, headers: dict[str, str], 
     made = Manifest.model_validate({"name": "own", "kind": "preferences", "licence": "MIT", **given})
     with pytest.raises(SourceError, match=f"source 'own': media_root cannot be read: {fault}"):
         read_source(made, tmp_path, tmp_path / "media")
+
+
+@pytest.mark.parametrize("form", ["1.0", "old"])
+def test_a_long_map_of_holes_in_a_tar_is_refused(tmp_path: Path, form: str) -> None:
+    """Both forms give the map's length themselves, and tarfile holds it in memory."""
+    member = tarfile.TarInfo("rows.jsonl")
+    if form == "1.0":
+        content = b"3000000\n" + b"1\n" * 6_000_000
+        member.size = len(content)
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "rows.jsonl"}
+        member.pax_headers["GNU.sparse.realsize"] = "3000000"
+        head = member.tobuf(tarfile.PAX_FORMAT)
+    else:
+        member.type = tarfile.GNUTYPE_SPARSE
+        block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        block[386:482] = b"00000000001\0" * 8  # four holes
+        block[482] = 1  # and more in the next block
+        block[483:495] = b"00000000001\0"
+        block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+        head = bytes(block)
+        content = (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 20_000
+    (tmp_path / "rows.tar.gz").write_bytes(gzip.compress(head + content + bytes(1024)))
+    with pytest.raises(SourceError, match="a map of holes of more than 1,048,576 bytes"):
+        list(read(tmp_path / "rows.tar.gz"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -85,3 +86,48 @@ def test_the_splits_of_a_saved_dataset_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "own" / "dataset_dict.json").write_text('{"splits": ["../elsewhere"]}')
     with pytest.raises(SourceError, match=r"dataset_dict\.json names '\.\./elsewhere'"):
         read(tmp_path / "own")
+
+
+def test_links_in_a_folder_lead_nowhere_but_to_the_hubs_cache(tmp_path: Path, folder: Path) -> None:
+    (folder / "rows.jsonl").unlink()
+    (folder / "rows.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(SourceError, match=r"rows\.jsonl is a link that leads out of"):
+        read(folder)
+    cache = tmp_path / "datasets--some--set"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "0a").write_text(json.dumps(ROW) + "\n")
+    snapshot = cache / "snapshots" / "1b"
+    snapshot.mkdir()
+    (snapshot / "rows.jsonl").symlink_to("../../blobs/0a")
+    assert read(snapshot) == [ROW]
+
+
+def test_a_split_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        datasets.DatasetDict(train=datasets.Dataset.from_list([ROW | {"chosen": name}])).save_to_disk(
+            str(tmp_path / name)
+        )
+    (tmp_path / "own" / "train").rename(tmp_path / "aside")
+    (tmp_path / "own" / "train").symlink_to(tmp_path / "other" / "train")
+    with pytest.raises(SourceError, match=r"state\.json is a link that leads out of"):
+        read(tmp_path / "own")
+
+
+def test_an_archive_has_no_field(folder: Path) -> None:
+    (folder / "rows.jsonl").unlink()
+    with zipfile.ZipFile(folder / "rows.zip", "w") as archive:
+        archive.writestr("rows.json", json.dumps({"data": [ROW]}))
+    config = "configs:\n- config_name: default\n  data_files: rows.zip\n  field: data\n"
+    (folder / "README.md").write_text(f"---\n{config}---\n")
+    with pytest.raises(SourceError, match=r"the card names the field 'data' of rows\.zip"):
+        read(folder)
+
+
+def test_rows_of_files_of_one_name_have_names_of_their_own(folder: Path) -> None:
+    (folder / "rows.jsonl").unlink()
+    for split in ("a", "b"):
+        (folder / split).mkdir()
+        (folder / split / "rows.jsonl").write_text("{\n")
+    manifest = Manifest(name="own", kind="preferences", path=str(folder), licence="MIT")
+    assert len({str(row) for row in read_rows(manifest, folder)}) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from random import Random
@@ -11,10 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dt2it_pipeline.curate.preference_files import clean_preference_files
+from dt2it_pipeline.curate.voters.margins import CurationError
+from dt2it_pipeline.human_review.own_tables import read_own_pairs
 from dt2it_pipeline.ingest.readers.parquet_footer import row_groups
 from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile
 from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline_tests.support import parquet_lies
 from dt2it_pipeline_tests.support.mutation import mutated_bytes
 from dt2it_pipeline_tests.support.source_files import manifest, values
 
@@ -82,3 +87,24 @@ def test_whatever_is_wrong_with_a_footer_is_an_error_of_its_own() -> None:
     assert 100 < refused < 600
     with pytest.raises(FormatError, match="its footer is longer than the file"):
         ChunkedFile(io.BytesIO(b"PAR1\xff\xff\xff\x00PAR1")).footer()
+
+
+def test_a_footer_with_two_lists_of_row_groups_is_refused() -> None:
+    """PyArrow takes the second; what had been checked would be the first."""
+    footer = ChunkedFile(io.BytesIO(written())).footer()
+    assert footer.endswith(b"\0")
+    another = footer[:-1] + bytes([0x09]) + parquet_lies.i32(4) + parquet_lies.a_list(12, []) + b"\0"
+    with pytest.raises(FormatError, match="2 lists of row groups"):
+        row_groups(another)
+
+
+def test_a_damaged_column_that_nobody_reads_ends_no_command(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    names = ("chosen", "rejected", "unread")
+    pq.write_table(pa.table({name: [f"{name} {row}" for row in range(40)] for name in names}), out)
+    damaged = out.getvalue().replace(b"%\x02\x18\x06unread", b"%\x06\x18\x06unread")
+    assert damaged != out.getvalue()
+    (tmp_path / "pairs.parquet").write_bytes(damaged)
+    assert len(next(read_own_pairs(tmp_path / "pairs.parquet").pieces(["chosen"]))) == 40
+    with contextlib.suppress(CurationError):  # read or refused
+        clean_preference_files(tmp_path / "pairs.parquet", tmp_path / "out", chosen="chosen", rejected="rejected")

@@ -128,9 +128,8 @@ def test_batches_are_those_of_a_plain_loop(source: Callable[..., TableSource], t
 def test_any_number_of_processes_writes_the_same_files(
     source: Callable[..., TableSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_PROMPTS", "_RESPONSES", "_MEDIA"):
+    for name in ("_PROMPTS", "_RESPONSES"):
         monkeypatch.setattr(table_building, name, 3)
-    monkeypatch.setattr(table_building, "_ROWS", 7)
     made = source(count=60)
     for name, processes in (("one", 1), ("two", 2)):
         table_building.build(tmp_path / name, made, made.encoder.encoder(), processes)

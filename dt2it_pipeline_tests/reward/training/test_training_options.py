@@ -18,6 +18,7 @@ from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run, weights_digest
 from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.processes import wait_until
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of
 
@@ -148,8 +149,8 @@ def test_wandb_offline_leaves_its_files_in_the_checkpoint(
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(changed(job, "out", tmp_path, wandb_project="rewards", max_steps=4), [].append)
     (file,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
-    content = file.read_bytes()
-    assert b"train/loss" in content and b"rewards" in content
+    # A process of its own writes the file.
+    wait_until(lambda: b"train/loss" in (content := file.read_bytes()) and b"rewards" in content, 60)
 
 
 def test_mlflow_has_every_point_in_files_of_the_checkpoint(
