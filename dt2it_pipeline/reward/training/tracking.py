@@ -136,7 +136,12 @@ class Tracker:
             config=settings.model_dump(mode="json"),
         )
         self._sinks["Weights & Biases"] = lambda values, step: run.log(dict(values), step=step)
-        self._closers["Weights & Biases"] = run.finish
+
+        def finish() -> None:
+            run.finish()
+            wandb.teardown()  # waits for the process that writes the run's file, which is copied next
+
+        self._closers["Weights & Biases"] = finish
 
     def _open_mlflow(self, settings: TrainingSettings, experiment: str, work: Path, name: str, run_id: str) -> None:
         # MLflow 3 asks whether files are meant, and not a database; beside a checkpoint they are.
