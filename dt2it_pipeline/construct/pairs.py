@@ -120,12 +120,7 @@ def form_pairs_with_spares(
     bins = _Bins(settings)
     pairs, spares = ([schemas.table([], "pairs")] for _ in range(2))
     aside = [schemas.table([], "quarantine")]
-    lost = (
-        f"one of {processes} processes that form pairs ended before its work was done, often because memory ran out; "
-        "free memory on this machine and start again"
-    )
-    server = partial(fork_server.context, fork_server.TABLES)
-    with fork_server.Pool(processes if responses.num_rows >= _MANY else 1, server, lost) as pool:
+    with fork_server.table_pool(processes if responses.num_rows >= _MANY else 1, "form pairs") as pool:
         for made in pool.map(partial(_candidates, settings), _pieces(prompts, usable)):
             taken, left, order = _chosen(made, settings.max_pairs_per_prompt, bins, seed)
             pairs.append(made.good.rows.take(taken))

@@ -87,14 +87,9 @@ def faulty_pairs(
     Raises:
         WorkerError: one of several processes died.
     """
-    lost = (
-        f"one of {processes} processes that clean pairs ended before its work was done, often because memory ran out; "
-        "free memory on this machine and start again: what was read is kept"
-    )
-    server = partial(fork_server.context, fork_server.TABLES)
     found: dict[int, Fault] = {}
     progress = Progress(report, "pairs cleaned", pairs.num_rows)
-    with fork_server.Pool(processes if pairs.num_rows >= _LONG else 1, server, lost) as pool:
+    with fork_server.table_pool(processes if pairs.num_rows >= _LONG else 1, "clean pairs") as pool:
         question = _questions(pairs, prompts, pool)
         counts = np.bincount(question)
         rows = np.argsort(question, kind="stable")

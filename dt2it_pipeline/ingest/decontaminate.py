@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -248,14 +247,11 @@ def _alike(
 
 def _asking(prompts: pa.Table, content: BenchmarkContent, processes: int) -> np.ndarray:
     """Rows of prompts that ask a benchmark's question, and by a rare chance others; rising."""
-    lost = (
-        f"one of {processes} processes that compare questions with benchmarks ended before its work was done, often "
-        "because memory ran out; free memory on this machine and start again"
-    )
     known = np.array([_question_hash(text) for text in {*content.questions, *content.answers}], dtype=np.uint64)
-    server = partial(fork_server.context, fork_server.TABLES)
     pieces = records.table_pieces(prompts.select(["turns"]), _PIECE)
-    with fork_server.Pool(processes if prompts.num_rows >= _LONG else 1, server, lost) as pool:
+    with fork_server.table_pool(
+        processes if prompts.num_rows >= _LONG else 1, "compare questions with benchmarks"
+    ) as pool:
         asked = np.concatenate([*pool.map(_question_hashes, pieces), np.zeros((0, 2), dtype=np.uint64)])
     return np.flatnonzero(np.isin(asked, known).any(axis=1))
 

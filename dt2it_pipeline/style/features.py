@@ -7,7 +7,6 @@ What belongs here: features of texts and their differences between the sides of 
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -97,13 +96,8 @@ def style_features(texts: pd.Series, processes: int = 1) -> pd.DataFrame:
     """
     plain = pd.Series(texts).fillna("").astype(object).reset_index(drop=True)
     codes, once = pd.factorize(plain)
-    lost = (
-        f"one of {processes} processes that look at how texts are written ended before its work was done, often "
-        "because memory ran out; free memory on this machine and start again"
-    )
     pieces = (list(once[start : start + _PIECE]) for start in range(0, len(once), _PIECE))
-    server = partial(fork_server.context, fork_server.TABLES)
-    with fork_server.Pool(processes if len(once) >= _MANY else 1, server, lost) as pool:
+    with fork_server.table_pool(processes if len(once) >= _MANY else 1, "look at how texts are written") as pool:
         counts = np.concatenate([*pool.map(_counts, pieces), np.zeros((0, len(_COLUMNS)))])[codes]
     found = pd.DataFrame(counts, columns=_COLUMNS)
     lengths = found["characters"].to_numpy(), found["words"].to_numpy()

@@ -97,12 +97,13 @@ def fed(name: str, seed: int, seconds: float, only: int | None = None) -> tuple[
             counts, accounts = results.recv()
         else:
             process.kill()
+            accounts = ["it did not end in time, and was killed\n"]
     except EOFError:
         pass
     process.join()
     if not counts[0]:
         counts = [number.value + 1, 0, 0, 1]
-        accounts = [f"the process ended with {process.exitcode}\n{_again(name, seed, number.value)}"]
+        accounts += [f"the process ended with {process.exitcode}\n{_again(name, seed, number.value)}"]
     return counts, accounts
 
 

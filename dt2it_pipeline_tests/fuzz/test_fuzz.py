@@ -58,6 +58,7 @@ def test_each_kind_of_fault_is_found_and_can_be_made_again(
         fuzz.SURFACES, "own", lambda _: Surface([SOUND], lambda content: content == SOUND or read(content))
     )
     monkeypatch.setattr(fuzz, "_SLOW", 1)
+    monkeypatch.setattr(fuzz, "_FAULTS", 1)
     monkeypatch.setattr(fuzz, "_MEMORY", 100 << 10)
     assert fuzz.main(["--surface", "own", "--seconds", "0.3", "--seed", "7"]) == code
     printed = capfd.readouterr().out

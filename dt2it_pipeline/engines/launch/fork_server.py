@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
@@ -101,6 +102,20 @@ class Pool:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(self._lost) from error
+
+
+def table_pool(processes: int, work: str) -> Pool:
+    """A pool that works on pieces of tables.
+
+    Args:
+        processes: how many; below 2 this process works.
+        work: what they do, in the message where one of them dies, such as "clean pairs".
+    """
+    lost = (
+        f"one of {processes} processes that {work} ended before its work was done, often because memory ran out; free "
+        "memory on this machine and start again: what was read is kept"
+    )
+    return Pool(processes, partial(context, TABLES), lost)
 
 
 def _until_fault(pieces: Iterable[Piece], waiting: Iterable[Future[Any]]) -> Iterator[Piece]:

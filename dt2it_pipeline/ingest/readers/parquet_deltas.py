@@ -19,9 +19,8 @@ import numpy.typing as npt
 from dt2it_pipeline.ingest.readers.parquet_pages import (
     DELTA_BYTE_ARRAY,
     EncodedPage,
-    FormatError,
 )
-from dt2it_pipeline.ingest.readers.thrift_compact import varint
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError, varint
 
 _LENGTH = 4  # bytes that Arrow takes for each length
 _BIT_PACKED = 4  # an encoding of levels; the other one gives its size before it

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dt2it_pipeline.ingest.readers.parquet_deltas import values_of
-from dt2it_pipeline.ingest.readers.parquet_pages import FormatError, Pages
-from dt2it_pipeline.ingest.readers.thrift_compact import varint
+from dt2it_pipeline.ingest.readers.parquet_pages import Pages
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError, varint
 
 _WIDEST = 32  # bits of a place
 _AT_ONCE = 1 << 18  # places that are unpacked together, at nine bytes for each bit of them
