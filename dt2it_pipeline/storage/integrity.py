@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _THREADS = 4  # files that are read at once
+_LARGE = 2**20  # bytes; hashing fewer takes less than starting a thread
 _known: dict[tuple[int, int, int, int], str] = {}
 _lock = threading.Lock()
 
@@ -42,11 +43,13 @@ def sha256_of(file: Path) -> str:
 def digests_of(folder: Path, files: Iterable[Path] | None = None) -> dict[str, str]:
     """SHA-256 of files below a folder (all of them by default), by their paths from there, in order."""
     chosen = sorted((file for file in folder.rglob("*") if file.is_file()) if files is None else files)
-    with ThreadPoolExecutor(_THREADS) as threads:  # hashing does not hold the interpreter's lock
-        return {
-            file.relative_to(folder).as_posix(): found
-            for file, found in zip(chosen, threads.map(sha256_of, chosen), strict=True)
-        }
+    large = [file for file in chosen if file.stat().st_size > _LARGE]
+    # Hashing does not hold the interpreter's lock. Where memory has run out, Python 3.11 waits for ever for a thread
+    # that could not start, so that none is started without need.
+    if len(large) > 1:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(sha256_of, large))
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in chosen}
 
 
 def damage_in(folder: Path, digests: Mapping[str, str]) -> tuple[str, str] | None:
