@@ -32,7 +32,7 @@ from dt2it_pipeline.storage.permissions import foreign_file
 
 _MARKER = "complete.json"
 _logger = logging.getLogger(__name__)
-_TORCH_WRITER = ("inline_container", "iostream error", "PytorchStreamWriter")
+_TORCH_WRITER = ("inline_container", "iostream error", "PytorchStreamWriter", "Parent directory")
 # PyTorch then reads weights alone, whatever its caller asks for.
 _WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
 
@@ -60,7 +60,9 @@ def writing(what: str, path: Path, step: int | None = None) -> Iterator[None]:
         after = "" if step is None else f"; training then goes on from step {step}"
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         if isinstance(error, RuntimeError):
-            reason = f"write failed ({reason})"
+            # A rank that cannot write removes the folder, and so the file of another may find none.
+            gone = reason.startswith("Parent directory")
+            reason = "the folder is gone, as where another rank could not write" if gone else f"write failed ({reason})"
         raise TrainingError(
             f"cannot write {what} {path}: {reason}; free space there or choose another folder, and start again{after}"
         ) from error

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training import checkpointing
@@ -73,3 +74,13 @@ def test_a_state_that_another_user_could_have_written_is_not_read(folder, change
     with pytest.raises(TrainingError, match=r"state to resume from is not read: .* remove .*checkpoints to train"):
         checkpointing.load(engine, folder.parent, "digest", Alone(), lambda state: None)
     assert engine.read == []
+
+
+def test_a_folder_that_another_rank_removed_is_a_failed_write(tmp_path):
+    """PyTorch's own error of a file whose folder has gone, which is no OSError."""
+    gone = tmp_path / "step-00000002"
+    with (
+        pytest.raises(TrainingError, match=r"cannot write the state .*another rank could not write.*from step 1$"),
+        checkpointing.writing("the state to resume from", gone, 1),
+    ):
+        torch.save({"a": torch.zeros(1)}, gone / "file.pt")
