@@ -1,5 +1,6 @@
 # make demo   the whole method on this machine: install, run rounds 0 and 1, print where the report lies
 # make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
+# make test-all   both in one session, as CI does: fast tests fill the time in which heavy ones wait
 # make ui     the web UI on what has been run        make lint         format, lint, types, imports
 # make docs   the documentation site, into site/
 # make test-rl   installs verl, OpenRLHF and ms-swift, and runs the reward functions in them
@@ -32,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-rl test-numerics fuzz coverage mutation constraints sbom ui lint docs clean
+.PHONY: demo test test-heavy test-all test-rl test-numerics fuzz coverage mutation constraints sbom ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -54,6 +55,9 @@ test: $(VENV)/.installed-dev
 # dt2it_pipeline_tests/conftest.py, the longest first.
 test-heavy: $(VENV)/.installed-dev
 	pytest -n $$(($(TESTERS) + 1)) --dist loadfile --no-loadscope-reorder -m heavy --durations=12
+
+test-all: $(VENV)/.installed-dev
+	pytest -n $$(($(TESTERS) + 1)) --dist loadfile --no-loadscope-reorder -m "not rl" --durations=12
 
 test-rl: $(VENV)/.installed-dev $(VENV)/rl/.installed
 	PYTHONPATH="$(CURDIR):$(CURDIR)/$(VENV)/rl" pytest -m rl dt2it_pipeline_tests/serve/test_rl_libraries.py

@@ -10,9 +10,14 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let files go first whose tests may take longest, so that in the end no process waits for another's."""
+    """Let files go first whose tests may take longest, so that in the end no process waits for another's.
+
+    Heavy tests come before those without a limit of their own.
+    """
     longest: dict[Path, float] = defaultdict(float)
     for item in items:
+        if item.get_closest_marker("heavy") is not None:
+            longest[item.path] = max(longest[item.path], 1.0)
         marker = item.get_closest_marker("timeout")
         if marker is not None and marker.args:
             longest[item.path] = max(longest[item.path], float(marker.args[0]))
