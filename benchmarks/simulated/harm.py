@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,12 @@ def cleaned(world: World, anchor: str) -> dict[str, Any]:
     }
 
 
-def cells(pairs: list[int], draws: int) -> Iterator[tuple[World, str]]:
-    """All worlds of the grid, each with a seed of its own, and with each anchor."""
+def cells(
+    pairs: list[int], draws: int, first: int = 0, anchors: Sequence[str] = ANCHORS
+) -> Iterator[tuple[World, str]]:
+    """All worlds of the grid, each with a seed of its own from `first` on, and with each anchor."""
     grid = itertools.product(pairs, NOISE, VOTERS, SHAPES, range(draws))
-    for (seed, (size, noise, voter, shape, _)), anchor in itertools.product(enumerate(grid), ANCHORS):
+    for (seed, (size, noise, voter, shape, _)), anchor in itertools.product(enumerate(grid, first), anchors):
         yield World(size, 3, 1 - noise, voter, shape, "even", seed), anchor
 
 
@@ -69,9 +71,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", type=int, nargs="+", default=[100, 400, 1_000], help="sizes of worlds")
     parser.add_argument("--draws", type=int, default=3, help="worlds of each kind")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first world")
+    parser.add_argument("--anchors", nargs="+", choices=ANCHORS, default=list(ANCHORS))
     given = parser.parse_args(arguments)
     one_thread()
-    rows = pd.DataFrame(cleaned(world, anchor) for world, anchor in cells(given.pairs, given.draws))
+    rows = pd.DataFrame(
+        cleaned(world, anchor) for world, anchor in cells(given.pairs, given.draws, given.first, given.anchors)
+    )
     rows["wrong"] = 1 - rows["label"]
     for by in (["anchor", "pairs", "wrong"], ["anchor", "voter", "wrong"], ["anchor", "shape", "wrong"]):
         print(f"\n| {' | '.join(by)} | worlds | before | after | least change | kept | flipped | worlds with harm |")

@@ -1,21 +1,24 @@
-"""A test of each source: could all of its labels be right, and the disputed ones be errors of the annotators?
+"""How probable it is that all labels of a source are right, and the disputed ones errors of the annotators.
 
 Voters and judges dispute some right labels, too. How many, known pairs show: audited and trusted ones, whose better
-side is known. A label is disputed if its other side is more probable. The hypothesis for a source is that all of its
-labels are right. Under it, the share of its labels that are disputed is the share of known pairs that would be disputed
-if their right side were the label. No label of the source is flipped unless significantly more are disputed than that,
-or an audit found wrong ones.
+side is known. A label is disputed if its other side is more probable. Two hypotheses explain the disputed labels of a
+source: all labels are right, and the annotators err (e is how often they dispute a right label); or a share w of them
+is wrong, too, and a share e + w (1 - 2 e) is disputed. Before any data, either is as probable. e has a uniform prior,
+and the known pairs say what it is; w has the prior of the joint model. An audit tells the hypotheses apart a second
+way: by how many labels it found wrong, where its own errors have their prior. The one that speaks more for wrong
+labels counts, since labels that are wrong where annotators err are not disputed.
 
-All pairs are tested together first, and a source only where that hypothesis is rejected, so that many small sources do
-not give many chances to reject a true hypothesis (closed testing, Marcus, Peritz and Gabriel 1976).
+A label is flipped only if it is worth it although all labels may be right. With the probability P of that, its other
+side is better with (1 - P) (1 - p), where p is what the joint model says, which knows of no clean labels. So the more
+certain a flip would be otherwise, the more doubt it bears. A test with a fixed level would flip many labels at once
+where it errs.
 
-The known share is itself measured on few pairs. k of m gives it the distribution Beta(k + 1, m - k), whose quantiles
-are the upper confidence bounds of Clopper and Pearson (1934). So the number of disputed labels under the hypothesis
-follows a beta-binomial distribution, and it is rejected where as many as observed have a probability below 5%.
+All pairs are looked at together, too, and the greater probability counts, so that many small sources do not give many
+chances to err (as in closed testing, Marcus, Peritz and Gabriel 1976).
 
-The known pairs were used to fit the model, so that it errs a little less on them than on others. Trusted pairs that are
-easier than the source's make its labels look worse than they are; an audit's cannot be. And the test says that there
-are wrong labels, not which: that is the posterior's part.
+The known pairs were used to fit the model, so that it errs a little less on them than on others. Trusted pairs may be
+easier than the source's: so the log-odds of e may differ there, by a normal number. An audit's pairs are the source's.
+This says that there are wrong labels, not which: that is the posterior's part.
 """
 
 from __future__ import annotations
@@ -23,18 +26,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit, logsumexp
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, POSITION, Evidence
 from dt2it_pipeline.curate.joint.model import Anchors, label_probabilities
-from dt2it_pipeline.curate.joint.priors import AUDITOR
+from dt2it_pipeline.curate.joint.priors import AUDITOR, LABEL
 
-_LEVEL = 0.05  # probability to reject a true hypothesis
-_QUANTILES = 64  # of the prior of an auditor's errors
+_CLEAN = 0.5  # probability that all labels of a source are right, before any data
+_TRANSFER = 0.5  # spread of log-odds: annotators err by 0.37 to 2.7 times the odds on the pairs to be cleaned
+_MOST = 1_000  # pairs; more count as so many with the same shares: they would magnify what the hypotheses leave out
+_ERRORS = expit(np.arange(-9.0, 9.01, 0.05))  # shares of right labels that annotators dispute
+_QUANTILES = 64  # of the priors of label accuracy and of an auditor's errors
+_FEW_QUANTILES = 31  # of the difference to trusted pairs
 
 
-def sources_to_flip(evidence: Evidence, anchors: Anchors, draws: np.ndarray, disputed: np.ndarray) -> np.ndarray:
-    """Sources whose labels cannot all be right, bool [groups]; all sources where no 15 checked or 50 trusted pairs are.
+def clean_probabilities(evidence: Evidence, anchors: Anchors, draws: np.ndarray, disputed: np.ndarray) -> np.ndarray:
+    """Probability that all labels of a source are right, float64 [groups]; 0 where no 15 checked or 50 trusted are.
 
     Args:
         evidence: of n pairs.
@@ -44,7 +51,7 @@ def sources_to_flip(evidence: Evidence, anchors: Anchors, draws: np.ndarray, dis
     """
     groups = max(len(evidence.source_names), 1)
     if not anchors.pairs_known or not disputed.any():
-        return np.ones(groups, dtype=bool)
+        return np.zeros(groups)
     unchecked = anchors.checked == 0
     of_source, pairs = (np.bincount(evidence.sources[which], minlength=groups) for which in (disputed, unchecked))
     asked = np.flatnonzero(anchors.checked)
@@ -53,38 +60,56 @@ def sources_to_flip(evidence: Evidence, anchors: Anchors, draws: np.ndarray, dis
     truth = np.sign(anchors.checked[asked])[:, None]
     known = np.concatenate([evidence.features[asked] * truth, anchors.trusted])
     views = _views(evidence, known, disputed)
-    errors = np.zeros(groups)
+    errors = np.zeros((groups, 2))
     for source in np.flatnonzero(of_source):
-        errors[source] = _disputed(evidence, views, source, draws)
-    usual = float(errors @ of_source / of_source.sum())
-    if not _rejected(of_source.sum(), pairs.sum(), usual, len(known), wrong.sum(), answers.sum()):
-        return np.zeros(groups, dtype=bool)
-    return np.array(
-        [_rejected(of_source[k], pairs[k], errors[k], len(known), wrong[k], answers[k]) for k in range(groups)]
-    )
+        among = _disputed(evidence, views, source, draws)
+        errors[source] = among[: len(asked)].sum(), among[len(asked) :].sum()
+    usual = of_source @ errors / of_source.sum()
+    sizes = np.array([len(asked), len(anchors.trusted)])
+    together = _clean(of_source.sum(), pairs.sum(), usual, sizes, wrong.sum(), answers.sum())
+    single = [_clean(of_source[k], pairs[k], errors[k], sizes, wrong[k], answers[k]) for k in range(groups)]
+    return np.maximum(single, together)
 
 
-def _rejected(disputed: int, pairs: int, errors: float, known: int, wrong: int, answers: int) -> bool:
-    """Whether not all labels can be right: an audit found wrong ones, or annotators dispute too many.
+def _clean(disputed: int, pairs: int, errors: np.ndarray, known: np.ndarray, wrong: int, answers: int) -> float:
+    """Probability that all of these labels are right.
 
     Args:
         disputed: labels that are less probable than their other side.
         pairs: of how many.
-        errors: known pairs that would be disputed although their label is right.
-        known: of how many.
+        errors: float64 [2], audited and trusted pairs that would be disputed although their label is right.
+        known: [2], of how many.
         wrong: labels that an audit found wrong.
         answers: of how many.
     """
-    from scipy.stats import betabinom, binom, norm  # slow to import, which programs that test nothing save
+    e, w = _ERRORS[:, None], expit(-_quantiles(*LABEL))
+    of_trusted = expit(logit(e) + _quantiles(0.0, _TRANSFER, _FEW_QUANTILES))
+    of_e = np.log(_ERRORS * (1 - _ERRORS))  # the uniform prior, since the grid is one of log-odds
+    of_e += _log_binomial(errors[0], known[0], _ERRORS)
+    of_e += logsumexp(_log_binomial(errors[1], known[1], of_trusted), axis=1)
+    all_right = logsumexp(of_e + _log_binomial(disputed, pairs, _ERRORS))
+    some_wrong = logsumexp(of_e[:, None] + _log_binomial(disputed, pairs, e + w * (1 - 2 * e))) - np.log(len(w))
+    by_disputes = all_right - some_wrong
+    if not answers:
+        return float(expit(logit(_CLEAN) + by_disputes))
+    auditor = expit(-_quantiles(*AUDITOR))
+    found_wrong = w * (1 - auditor[:, None]) + (1 - w) * auditor[:, None]
+    answered_right = logsumexp(_log_binomial(wrong, answers, auditor))
+    answered_wrong = logsumexp(_log_binomial(wrong, answers, found_wrong)) - np.log(len(w))
+    return float(expit(logit(_CLEAN) + min(by_disputes, answered_right - answered_wrong)))
 
-    # Of right labels an auditor calls some wrong. In how many, the prior of the auditor's errors says.
-    mean, spread = AUDITOR
-    auditor = expit(-norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, mean, spread))
-    if binom.sf(wrong - 1, answers, auditor).mean() < _LEVEL:
-        return True
-    if errors >= known:  # all known pairs are disputed: so may all others be
-        return False
-    return bool(betabinom.sf(disputed - 1, pairs, errors + 1, known - errors) < _LEVEL)
+
+def _quantiles(mean: float, spread: float, count: int = _QUANTILES) -> np.ndarray:
+    """Evenly spaced quantiles of a normal distribution."""
+    from scipy.stats import norm  # slow to import, which programs that test nothing save
+
+    return np.asarray(norm.ppf((np.arange(count) + 0.5) / count, mean, spread))
+
+
+def _log_binomial(found: float, count: float, share: np.ndarray) -> np.ndarray:
+    """Log-likelihood of shares, up to a constant, if so many of `count` pairs were found."""
+    weight = min(1.0, _MOST / max(count, 1))
+    return np.asarray(weight * (found * np.log(share) + (count - found) * np.log1p(-share)))
 
 
 def _views(evidence: Evidence, known: np.ndarray, disputed: np.ndarray) -> list[np.ndarray]:
@@ -99,12 +124,12 @@ def _views(evidence: Evidence, known: np.ndarray, disputed: np.ndarray) -> list[
     return [known] * bool(judged.any()) + [known * ~verdicts] * bool(not judged.all())
 
 
-def _disputed(evidence: Evidence, views: list[np.ndarray], source: int, draws: np.ndarray) -> int:
-    """How many known pairs would be disputed, seen either way, if their better side were a label of the source."""
+def _disputed(evidence: Evidence, views: list[np.ndarray], source: int, draws: np.ndarray) -> np.ndarray:
+    """Known pairs that would be disputed, seen either way, if their better side were a label of the source: bool."""
     least = np.ones(len(views[0]))
     for features in views:
         groups, seen = np.full(len(features), source), np.ones(len(features), dtype=bool)
         given = replace(evidence, features=features, sources=groups, seen=seen)
         blocks = [p.mean(axis=1, dtype=np.float64) for _, p in label_probabilities(given, draws)]
         least = np.minimum(least, np.concatenate(blocks))
-    return int((least < 0.5).sum())
+    return least < 0.5

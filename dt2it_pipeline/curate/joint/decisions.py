@@ -2,8 +2,8 @@
 
 A kept pair whose label is right with probability p is worth U = p - c (1 - p): a wrong label costs as much as c right
 ones bring. A pair is kept if that is not negative, so from p = c / (1 + c) on; `keep_probability` names that bound
-directly. A label is flipped if its other side is worth keeping, there is an anchor, and not all labels of its source
-can be right (`clean_labels`).
+directly. A label is flipped if there is an anchor and its other side is worth keeping, although all labels of its
+source may be right (`clean_labels`).
 
 Without an anchor nothing is flipped. How often labels and annotators agree is seen, which of them errs is not, and a
 flip would be a guess. A drop costs a pair, and no accuracy. The level of p is assumed then, too, so that only pairs are
@@ -12,7 +12,7 @@ as they are. Of the pairs to drop, only so many are dropped that their labels ar
 to drop a few labels that are right after all would be a loss.
 
 Fifty answers, and fewer still, leave much open, and a decision by them may be worse than the one without them. So pairs
-that nobody checked are decided by an audit only where the posterior is sure that they are then worth more.
+that nobody checked are decided by an audit only where the posterior is sure that little is lost by it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, expit, logit
 
-from dt2it_pipeline.curate.joint.clean_labels import sources_to_flip
+from dt2it_pipeline.curate.joint.clean_labels import clean_probabilities
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
 from dt2it_pipeline.curate.joint.model import (
     LEAST_CHECKED,
@@ -37,7 +37,8 @@ from dt2it_pipeline.curate.joint.sums import BySource, Estimate, Sum
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
 _ONE_SIDED = 1.282  # standard deviations: 90%
-_SURE = 0.9  # that deciding by an audit is better than without it
+_SURE = 0.9  # that deciding by an audit is not worse than without it by more than is tolerable
+_TOLERABLE = 0.03  # right labels per pair
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
@@ -61,8 +62,8 @@ class Decisions:
         agreement: share of pairs with evidence whose evidence is for the label.
         compared: how many pairs have evidence for or against their label.
         retained: how many pairs stay only because dropping them may be a pure loss.
-        not_flipped: how many pairs are dropped whose label would be flipped if it were shown that its source has wrong
-            labels.
+        not_flipped: how many pairs are dropped whose label would be flipped if it were more certain that its source has
+            wrong labels.
         as_without_audit: pairs that nobody checked are decided as without the audit.
     """
 
@@ -151,15 +152,15 @@ def decide(
 
     flipped = (outcome == FLIPPED) & (anchors.checked == 0)
     disputed = (label_right < 0.5) & (anchors.checked == 0)
-    with_wrong_labels = sources_to_flip(evidence, anchors, draws, disputed)
-    unexplained = np.flatnonzero(flipped & ~with_wrong_labels[evidence.sources])
+    clean = clean_probabilities(evidence, anchors, draws, disputed)
+    unexplained = np.flatnonzero(flipped & ((1 - clean[evidence.sources]) * (1 - label_right) < bound))
     outcome[unexplained] = DROPPED
     groups[FLIPPED] = groups[FLIPPED] - summed(unexplained)
     stay = _not_surely_below(label_right, (outcome == DROPPED) & (anchors.checked == 0), everything, _ONE_SIDED)
     outcome[stay] = KEPT
     groups[KEPT] = groups[KEPT] + summed(stay)
     retained, not_flipped = len(stay), int((outcome[unexplained] == DROPPED).sum())
-    as_without = without_audit is not None and not _surely_better(
+    as_without = without_audit is not None and not _surely_no_worse(
         without_audit.outcome, outcome, anchors.checked == 0, summed, bound / (1 - bound)
     )
     if without_audit is not None and as_without:
@@ -244,10 +245,10 @@ def _changes(old: np.ndarray, new: np.ndarray, where: np.ndarray) -> Iterator[tu
                 yield before, after, places
 
 
-def _surely_better(
+def _surely_no_worse(
     old: np.ndarray, new: np.ndarray, where: np.ndarray, summed: Callable[[np.ndarray], Sum], cost: float
 ) -> bool:
-    """Whether the new outcomes are worth more than the old ones with a probability of 90%, or are the same.
+    """Whether new outcomes are not worth less than old ones, but for what is tolerable, with a probability of 90%.
 
     Args:
         old: outcomes, int [n].
@@ -256,7 +257,7 @@ def _surely_better(
         summed: expected right labels of the pairs at some places.
         cost: of a wrong label that is kept, in right ones.
     """
-    gain: np.ndarray | None = None
+    gain: np.ndarray | float = 0.0
     for before, after, places in _changes(old, new, where):
         right = summed(places)
         worth = {
@@ -264,8 +265,8 @@ def _surely_better(
             FLIPPED: (1 + cost) * right.turned().right - cost * right.size,
             DROPPED: np.zeros_like(right.right),
         }
-        gain = worth[after] - worth[before] + (0.0 if gain is None else gain)
-    return gain is None or float((gain > 0).mean()) >= _SURE
+        gain = gain + worth[after] - worth[before]
+    return float(np.mean(gain > -_TOLERABLE * len(old))) >= _SURE
 
 
 def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: Sum, deviations: float) -> np.ndarray:

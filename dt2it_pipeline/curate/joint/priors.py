@@ -13,7 +13,7 @@ import numpy as np
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, POSITION, VOTER, Evidence
 
-_LABEL = (1.0, 1.3)  # a: labels are right in 73%, give or take
+LABEL = (1.0, 1.3)  # a: labels are right in 73%, give or take
 _SOURCE_SPREAD = 0.4
 _VOTERS, _VOTER_SPREAD = (1.6, 1.5), 1.2  # the sum of voters' weights; single ones
 _VERDICT, _PER_LEAD = 0.9, 0.7
@@ -90,5 +90,5 @@ def prior(layout: Layout, evidence: Evidence, *, anchored: bool, trusted: bool) 
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
     put(layout.auditor, *AUDITOR)
-    put(layout.size - 1, *_LABEL)
+    put(layout.size - 1, *LABEL)
     return mean, precision

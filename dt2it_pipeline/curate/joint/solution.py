@@ -302,8 +302,9 @@ def _sentences(
         )
     if decisions.as_without_audit:
         found.append(
-            f"{few} checked pairs do not show with a probability of 90% that deciding by them is better: the other "
-            "pairs are decided as without them. The estimates are those with them. More checked pairs would help"
+            f"{few} checked pairs do not show with a probability of 90% that deciding by them costs no more than 0.03 "
+            "right labels per pair, if any: the other pairs are decided as without them. The estimates are those with "
+            "them. More checked pairs would help"
         )
     if decisions.not_flipped:
         found.append(

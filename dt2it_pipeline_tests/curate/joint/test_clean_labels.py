@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dt2it_pipeline import clean_preferences
-from dt2it_pipeline.curate.joint.clean_labels import sources_to_flip
+from dt2it_pipeline.curate.joint.clean_labels import clean_probabilities
 from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
 from dt2it_pipeline_tests.support.noisy_world import noisy_world
@@ -49,21 +49,22 @@ def disputing(wrong: np.ndarray, known_errors: int, known: int = 100) -> tuple[E
 
 
 @pytest.mark.parametrize(
-    ("wrong", "known_errors", "expected"),
+    ("wrong", "known_errors", "clean"),
     [
-        ((10, 10), 2, (False, False)),  # as many as the errors of voters explain
-        ((150, 150), 2, (True, True)),
-        ((0, 150), 2, (False, True)),  # a clean source beside one that is not
-        ((4, 4), 0, (False, False)),  # none of 100 known pairs: the share may still be 3%
+        ((10, 10), 2, (True, True)),  # as many as the errors of voters explain
+        ((150, 150), 2, (False, False)),
+        ((0, 150), 2, (True, False)),  # all pairs together, of which 15% are disputed, count for the second, too
+        ((4, 4), 0, (True, True)),  # none of 100 known pairs: the share may still be 3%
+        ((50, 50), 5, (True, True)),  # twice as many: these pairs may be harder than the trusted ones
     ],
 )
-def test_a_source_is_flipped_where_more_is_disputed_than_errors_explain(
-    wrong: tuple[int, int], known_errors: int, expected: tuple[bool, bool]
+def test_labels_are_clean_where_errors_explain_what_is_disputed(
+    wrong: tuple[int, int], known_errors: int, clean: tuple[bool, bool]
 ) -> None:
     evidence, anchors, draws = disputing(np.array(wrong), known_errors)
-    disputed = evidence.features[:, 0] < 0
-    found = sources_to_flip(evidence, anchors, draws, disputed)
-    assert tuple(found[evidence.sources[[0, -1]]]) == expected
+    found = clean_probabilities(evidence, anchors, draws, evidence.features[:, 0] < 0)
+    for probability, expected in zip(found[evidence.sources[[0, -1]]], clean, strict=True):
+        assert probability > 0.6 if expected else probability < 0.15
 
 
 def test_an_audit_that_finds_wrong_labels_is_enough() -> None:
@@ -71,16 +72,17 @@ def test_an_audit_that_finds_wrong_labels_is_enough() -> None:
     disputed = evidence.features[:, 0] < 0
     checked = np.zeros(1000, dtype=int)
     checked[100:140] = checked[600:640] = 1
-    for errors, expected in ((0, False), (4, False), (6, True)):  # four of forty may be the auditor's own errors
+    found = []
+    for errors in (0, 4, 10):  # four of forty may be the auditor's own errors
         checked[100 : 100 + errors] = checked[600 : 600 + errors] = -1
-        known = Anchors(checked, anchors.trusted)
-        assert sources_to_flip(evidence, known, draws, disputed).tolist() == [expected] * 2
+        found.append(clean_probabilities(evidence, Anchors(checked, anchors.trusted), draws, disputed))
+    assert found[0].min() > 0.9 and found[1].min() > 0.2 and found[2].max() < 0.05
 
 
 def test_all_may_be_flipped_where_only_the_label_accuracy_is_known() -> None:
     evidence, anchors, draws = disputing(np.array([8, 8]), 0)
     known = Anchors(np.zeros(1000, dtype=int), anchors.trusted[:0], label_accuracy=0.9)
-    assert sources_to_flip(evidence, known, draws, evidence.features[:, 0] < 0).all()
+    assert not clean_probabilities(evidence, known, draws, evidence.features[:, 0] < 0).any()
 
 
 def test_labels_that_are_not_flipped_are_dropped_and_counted() -> None:

@@ -57,7 +57,7 @@ def test_a_flipped_label_is_as_probable_as_its_other_side_was_improbable() -> No
 
 
 @pytest.mark.parametrize(("sure", "as_without"), [(0.0, False), (1.01, True)])
-def test_pairs_nobody_checked_are_decided_by_an_audit_only_where_that_is_surely_better(
+def test_pairs_nobody_checked_are_decided_by_an_audit_only_where_that_is_surely_no_worse(
     monkeypatch: pytest.MonkeyPatch, sure: float, as_without: bool
 ) -> None:
     evidence, truth = judged(300, seed=3)
@@ -85,12 +85,12 @@ def test_how_sure_a_change_is_worth_it_is_counted_over_draws() -> None:
 
     dropped, kept = np.full(4, DROPPED), np.full(4, KEPT)
     everywhere = np.ones(4, dtype=bool)
-    assert decisions._surely_better(dropped, kept, everywhere, summed, 4.0)
-    assert not decisions._surely_better(kept, dropped, everywhere, summed, 4.0)
-    assert not decisions._surely_better(kept, np.full(4, FLIPPED), everywhere, summed, 4.0)
+    assert decisions._surely_no_worse(dropped, kept, everywhere, summed, 4.0)
+    assert not decisions._surely_no_worse(kept, dropped, everywhere, summed, 4.0)
+    assert not decisions._surely_no_worse(kept, np.full(4, FLIPPED), everywhere, summed, 4.0)
     p[:, 1] = 0.5
-    assert not decisions._surely_better(dropped, kept, everywhere, summed, 4.0)
-    assert decisions._surely_better(kept, dropped, ~everywhere, summed, 4.0)  # nothing changes
+    assert not decisions._surely_no_worse(dropped, kept, everywhere, summed, 4.0)
+    assert decisions._surely_no_worse(kept, dropped, ~everywhere, summed, 4.0)  # nothing changes
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
