@@ -91,6 +91,8 @@ def test_how_sure_a_change_is_worth_it_is_counted_over_draws() -> None:
     p[:, 1] = 0.5
     assert not decisions._surely_no_worse(dropped, kept, everywhere, summed, 4.0)
     assert decisions._surely_no_worse(kept, dropped, ~everywhere, summed, 4.0)  # nothing changes
+    p[:, :2] = 0.795  # then keeping is worth -0.025 per pair: no more than is tolerable
+    assert decisions._surely_no_worse(dropped, kept, everywhere, summed, 4.0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
