@@ -86,7 +86,7 @@ def _write(folder: Path, spec: Part, responses: int, system_prompt: str) -> None
     prompts, pairs, answers = [], [], []
     for number in range(spec.prompts):
         path = f"{number:05d}.jpg"
-        _photograph(draw, spec.size).save(folder / "media" / path, quality=90)
+        photograph(draw, spec.size).save(folder / "media" / path, quality=90)
         digest = hashlib.sha256((folder / "media" / path).read_bytes()).hexdigest()
         turns = [{"role": "user", "text": f"<image>\n{words.text(question)}"}]
         name = content_ids.prompt_id("", turns, [digest])
@@ -101,7 +101,8 @@ def _write(folder: Path, spec: Part, responses: int, system_prompt: str) -> None
         atomic.write_parquet(schemas.table(rows, kind), folder / f"{kind}.parquet")
 
 
-def _photograph(draw: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def photograph(draw: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """An image of a width and height in pixels that a JPEG file takes some work to hold."""
     width, height = size
     slopes = draw.uniform(-120, 120, size=(2, 1, 3)).astype(np.float32)
     across, down = (np.linspace(0, 1, count, dtype=np.float32)[:, None] for count in (width, height))

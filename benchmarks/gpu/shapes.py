@@ -133,7 +133,7 @@ def make_models(work: Path, name: str, max_pixels: int, system_prompt: str) -> d
     base, checkpoint = base_folder(work, name), checkpoint_folder(work, name)
     if not base.exists():
         with atomic_directory(base) as folder:
-            _write_base(folder, SHAPES[name])
+            write_base(folder, SHAPES[name])
     if not checkpoint.exists():
         with atomic_directory(checkpoint) as folder:
             _write_checkpoint(folder, base, max_pixels, system_prompt)
@@ -154,7 +154,7 @@ def part_of(weight: str) -> str:
     return "decoder" if ".layers." in weight else "other"
 
 
-def _write_base(folder: Path, shape: Shape) -> None:
+def write_base(folder: Path, shape: Shape) -> None:
     """Configuration, processor files and random weights in bfloat16, drawn on the GPU where there is one."""
     from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 

@@ -25,6 +25,14 @@ class ComputeSettings(Settings):
         description="put the layers through torch.compile: faster steps, and a first one that takes about a minute. "
         "auto: on a GPU with a C compiler beside it",
     )
+    vision_disk_gib: float = Field(
+        0.0,
+        ge=0,
+        json_schema_extra=unit("GiB"),
+        description="keep the output of the frozen vision encoder in `cache/vision_features` of the artifact home, for "
+        "later epochs, rounds, scorings and benchmarks, while the whole folder takes at most this; each image is then "
+        "encoded alone. What does not fit is encoded as without it. 0: nothing is kept",
+    )
 
 
 class ForwardSettings(Settings):

@@ -71,7 +71,8 @@ def iter_parquet(path: str | Path, kind: str, rows: int) -> Iterator[pa.Table]:
 
     Only the piece at hand lies in memory.
     """
-    with pq.ParquetFile(path, buffer_size=_READ_AT_ONCE, page_checksum_verification=True) as file:
+    # Read ahead, as PyArrow does by default, the whole file would stay in memory whatever the size of the buffer.
+    with pq.ParquetFile(path, buffer_size=_READ_AT_ONCE, pre_buffer=False, page_checksum_verification=True) as file:
         first = 0
         for batch in file.iter_batches(rows):
             piece = pa.Table.from_batches([batch]).replace_schema_metadata(None)

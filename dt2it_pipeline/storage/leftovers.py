@@ -66,7 +66,8 @@ def left_in(folders: Iterable[Path]) -> list[Path]:
 def places_of(home: Path) -> Iterator[Path]:
     """Folders of an artifact home, and the system's own, in which temporary files are made."""
     yield from (Path(tempfile.gettempdir()), home)
-    for pattern in ("artifacts/*", "artifacts/*/*", "artifacts/*/*/*", "media/*", "sources", "sources/*", "cache"):
+    artifacts = ("artifacts/*", "artifacts/*/*", "artifacts/*/*/*")
+    for pattern in (*artifacts, "media/*", "sources", "sources/*", "cache", "cache/vision_features/*/*"):
         yield from home.glob(pattern)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline.storage import atomic
+from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import (
     StoreError,
@@ -75,7 +76,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dt2it_pipeline.storage import atomic
+from dt2it_pipeline.storage import atomic, records, schemas
 
 def killing(number, do):
     def done(*arguments):
@@ -208,3 +209,18 @@ def test_no_bit_of_a_page_changes_unnoticed(tmp_path: Path) -> None:
             read_parquet(file)
     file.write_bytes(content)
     assert read_parquet(file).equals(whole)
+
+
+def test_pieces_of_a_file_do_not_stay_in_memory(tmp_path: Path) -> None:
+    file, text = tmp_path / "pairs.parquet", random.Random(0).randbytes(400_000).hex()
+    rows = [
+        records.make_pair("p", text[at : at + 200], text[at + 200 : at + 400], source="s")
+        for at in range(0, len(text), 400)
+    ]
+    table = schemas.table(rows, "pairs")
+    pq.write_table(pa.concat_tables([table] * 20), file, row_group_size=2000, compression="none", use_dictionary=False)
+    before, most = pa.total_allocated_bytes(), 0
+    for piece in atomic.iter_parquet(file, "pairs", 1000):
+        most = max(most, pa.total_allocated_bytes() - before)
+        del piece
+    assert most < file.stat().st_size / 2

@@ -185,7 +185,11 @@ class TrainingSettings(ComputeSettings):
     shared_prefix: bool = Field(
         True, description="compute the prompt once for both responses, in one sequence instead of two; same gradients"
     )
-    cache_vision: bool = Field(True, description="keep the output of the frozen vision encoder in memory")
+    cache_vision: bool = Field(
+        True,
+        description="keep the output of the frozen vision encoder in memory, where it is not kept on disk "
+        "(`vision_disk_gib`)",
+    )
     vision_cache_gib: float = Field(
         4.0,
         gt=0,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dt2it_pipeline.engines.launch.fork_server import available_processes
+from dt2it_pipeline.observe.memory import give_back
 from dt2it_pipeline.reward.data import token_table
 from dt2it_pipeline.reward.data.encoding import PromptEncoder
 from dt2it_pipeline.reward.data.encoding_workers import (
@@ -94,6 +95,7 @@ def build(folder: Path, source: TableSource, here: PromptEncoder, processes: int
         WorkerError: an encoding process died.
     """
     pairs = PairNumbers(source.pairs)
+    give_back()
     if processes is None:
         processes = available_processes() if len(pairs) >= _LEAST_PAIRS else 1
     with atomic.atomic_directory(folder) as place, encoding(source.encoder, here, processes) as workers:
@@ -103,6 +105,8 @@ def build(folder: Path, source: TableSource, here: PromptEncoder, processes: int
         files = {file.name: token_table.file_digest(file) for file in sorted(place.iterdir())}
         meta = {"files": files, "content": pairs.content}
         (place / token_table.META).write_text(json.dumps(meta), encoding="utf-8")
+    del pairs, prompts, responses, lengths
+    give_back()
 
 
 def images_have_changed(table: token_table.TokenTable, here: PromptEncoder) -> bool:
@@ -155,6 +159,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 def _write_prompts(place: Path, source: TableSource, pairs: PairNumbers, workers: Encoding) -> _Prompts:
     """Encode the prompts that pairs have, in the order of the prompts table, behind their images."""
     found = PromptNumbers(source.prompts, pairs)
+    give_back()
     images_file = place / token_table.IMAGES
     with pa.OSFile(str(images_file), "wb") as sink, pa.ipc.new_file(sink, token_table.IMAGE_SCHEMA) as writer:
         for rows in workers.map("headers", found.media()):

@@ -37,6 +37,13 @@ class Ranks(Protocol):
         """Every rank's value, by rank."""
 
 
+class Features(Protocol):
+    """Vision encoder output of images: `FeatureTable`, or `kept_features.KeptFeatures`."""
+
+    def gather(self, registry: ImageRegistry, images: Sequence[int]) -> torch.Tensor:
+        """Feature rows of images, one image after the other: [their tokens, levels * hidden]."""
+
+
 class FeatureTable:
     """Vision encoder output of images, computed ahead: [tokens of all images, levels * hidden]."""
 

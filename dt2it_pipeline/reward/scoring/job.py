@@ -289,6 +289,7 @@ def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
         precision=job.settings.precision,
         attention=job.settings.attention,
         compile=job.settings.compile,
+        vision_disk_gib=job.settings.vision_disk_gib,
     )
 
 

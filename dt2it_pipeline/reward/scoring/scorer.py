@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.checkpoints.processor_files import follow_card
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.data.kept_features import FeatureStore, KeptFeatures
 from dt2it_pipeline.reward.data.patches import Patches, read_patches
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.data.vision_features import (
@@ -32,6 +33,7 @@ from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.device import compiles, kernel_fault
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
+from dt2it_pipeline.reward.training.distributed import Alone
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
 # A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
@@ -55,6 +57,7 @@ class Scorer:
         precision: number format of a checkpoint that is loaded: float32, bfloat16, or auto for what suits the device.
         attention: implementation for a checkpoint that is loaded; see `ComputeSettings`.
         compile: whether its layers go through torch.compile; see `ComputeSettings`.
+        vision_disk_gib: limit of the vision encoder's output that is kept on disk; see `ComputeSettings`.
 
     Raises:
         DeviceError: the device cannot do what a setting asks for.
@@ -73,6 +76,7 @@ class Scorer:
         precision: str = "auto",
         attention: str = "auto",
         compile: Literal["auto"] | bool = "auto",
+        vision_disk_gib: float = 0.0,
     ) -> None:
         if isinstance(checkpoint, RewardNetwork):
             self.model, self.device = checkpoint, checkpoint.head.weight.device
@@ -95,6 +99,7 @@ class Scorer:
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length = length_limit(max_length, self.model.config.text_config)
         self.tokens_per_batch = tokens_per_batch
+        self._store = FeatureStore(self.model, self.device, vision_disk_gib * 2**30) if vision_disk_gib else None
         self._halved = False
         self.processor = processor
         self.prompt_encoder = PromptEncoder(folder, None, processor)
@@ -132,25 +137,38 @@ class Scorer:
             rows += self._rows(prompt, members)
         used = sorted({p for row, _ in rows for p in row.prompt.images})
         table: FeatureTable | None = None
-        if used and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
+        kept: KeptFeatures | None = None
+        broken: Mapping[int, MediaError] = {}
+        if used and self._store is not None:
+            kept, broken = self._store.keep(registry, used, Alone())
+        if kept is None and used and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
             table, broken = encode_images(self.model, registry, used, self.device)
-            rows = self._without(rows, broken, faults)
+        rows = self._without(rows, broken, faults)
         scores: dict[str, float] = {}
         threads = 0 if table is not None else threads_for(self.device)
-        read = functools.partial(self._read, registry, ahead=table is not None)
+        read = functools.partial(self._read, registry, kept, ahead=table is not None)
         with torch.inference_mode():
-            for batch, patches in read_ahead(self._batches(rows), read, threads):
+            for batch, found in read_ahead(self._batches(rows), read, threads):
                 features, whole = table, batch
-                if patches:
-                    features, broken = feature_table(self.model, registry, patches, self.device)
+                if isinstance(found, FeatureTable):
+                    features = found
+                elif found:
+                    features, broken = feature_table(self.model, registry, found, self.device)
                     whole = self._without(batch, broken, faults)
                 if whole:
                     self._score_batch(whole, registry, features, scores, faults)
         return scores, faults
 
-    def _read(self, registry: ImageRegistry, members: list[_Named], *, ahead: bool) -> list[Patches]:
-        """Images of a batch, in runs that the vision encoder encodes together; none where all were read `ahead`."""
+    def _read(
+        self, registry: ImageRegistry, kept: KeptFeatures | None, members: list[_Named], *, ahead: bool
+    ) -> list[Patches] | FeatureTable:
+        """Images of a batch, in runs that the vision encoder encodes together; none where all were read `ahead`.
+
+        Their features where these are `kept`.
+        """
         used = [] if ahead else list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
+        if kept is not None:
+            return kept.table(used, self.device)
         return [read_patches(registry, chunk, self.device) for chunk in chunks(registry, used)]
 
     def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[_Named]:

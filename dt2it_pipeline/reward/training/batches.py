@@ -29,7 +29,7 @@ from dt2it_pipeline.reward.data.collation import collate, unpack, with_pixels
 from dt2it_pipeline.reward.data.encoding import PromptLayout
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.lists import TrainingExamples
-from dt2it_pipeline.reward.data.vision_features import FeatureTable
+from dt2it_pipeline.reward.data.vision_features import Features
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.batch import Batch
 
@@ -121,7 +121,7 @@ class BatchStream:
         workers: int,
         *,
         pinned: bool,
-        features: FeatureTable | None = None,
+        features: Features | None = None,
     ) -> None:
         self.workers = workers
         loader: DataLoader[LoadedBatch] = DataLoader(

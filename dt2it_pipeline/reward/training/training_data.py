@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.engines.device import copied
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.observe.logs import MOST_ROW_IDS
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
+from dt2it_pipeline.reward.data.kept_features import FeatureStore
 from dt2it_pipeline.reward.data.lists import TrainingExamples
 from dt2it_pipeline.reward.data.preparation import PreparedPairs
 from dt2it_pipeline.reward.data.table_building import TableSource
-from dt2it_pipeline.reward.data.vision_features import survey_images
+from dt2it_pipeline.reward.data.vision_features import Features, survey_images
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.batch import Batch
 from dt2it_pipeline.reward.modeling.list_loss import Comparisons
@@ -88,16 +90,7 @@ class TrainingData:
         tables = TableSource(job.pairs, job.prompts, source, longest, uses_strength)
         with checkpointing.writing("the prepared pairs in", job.work):
             self.prepared = PreparedPairs(preparation.prepare(tables, job.work, encoder, group))
-        with checkpointing.writing("the vision encoder's features in", job.work):
-            self._features, faults = survey_images(
-                model,
-                self.registry,
-                self.prepared.images() if self.settings.cache_vision else (),
-                most_bytes=self.settings.vision_cache_gib * _GIB,
-                work=job.work,
-                ranks=group,
-                device=group.device,
-            )
+        self._features, faults = self._encode_images(model)
         self.vision_cached = self._features is not None
         self.prepared.drop_images(faults)
         if not len(self.prepared):
@@ -116,6 +109,25 @@ class TrainingData:
         self.trained, self.held_out = self._split()
         self._faults: dict[int, Fault] = {}  # pairs that this rank could not read since the last saved state
         self._stream: BatchStream | None = None
+
+    def _encode_images(self, model: RewardNetwork) -> tuple[Features | None, dict[int, MediaError]]:
+        """Features of all images, on disk or in memory where that is set and has room; and damaged images."""
+        settings, group = self.settings, self.group
+        if settings.vision_disk_gib:
+            store = FeatureStore(model, group.device, settings.vision_disk_gib * _GIB)
+            kept, faults = store.keep(self.registry, self.prepared.images(), group)
+            if kept is not None:
+                return kept, faults
+        with checkpointing.writing("the vision encoder's features in", self.job.work):
+            return survey_images(
+                model,
+                self.registry,
+                self.prepared.images() if settings.cache_vision else (),
+                most_bytes=settings.vision_cache_gib * _GIB,
+                work=self.job.work,
+                ranks=group,
+                device=group.device,
+            )
 
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         settings, pairs = self.settings, len(self.prepared)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.storage import leftovers, locks
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError
+from dt2it_pipeline.storage.home import feature_files
 from dt2it_pipeline.storage.home.compiled_code import DAYS, unused_folders
 
 _CURRENT, _MANIFEST = "current", "manifest.json"
@@ -134,9 +135,9 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
     """What can be removed from a home without loss to any artifact in force.
 
     These are: versions that are not in force, work of attempts that a later version or attempt has replaced, media that
-    no version names, caches that are damaged or of another version, folders of compiled code that nothing has used for
-    long, and temporary files of killed processes. What has changed within a day stays, and all media do where an
-    artifact cannot be read: nobody knows what it names.
+    no version names, caches that are damaged or of another version, folders of compiled code and features of images
+    that nothing has used for long, and temporary files of killed processes. What has changed within a day stays, and
+    all media do where an artifact cannot be read: nobody knows what it names.
 
     Args:
         store: of the home. Nothing may run in it meanwhile; see `at_work`.
@@ -153,6 +154,10 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
     found += [
         (path, f"compiled code that nothing has used for {DAYS} days")
         for path in unused_folders(store.cache / "compiled")
+    ]
+    found += [
+        (path, f"features of an image that nothing has used for {feature_files.DAYS} days")
+        for path in feature_files.unused_features(store.cache / feature_files.FOLDER)
     ]
     found += [
         (path, "a temporary file of a killed process")
