@@ -124,7 +124,8 @@ def test_verdicts_on_trusted_pairs_show_how_far_a_judge_can_be_believed() -> Non
         better_id=np.where(rng.random(700) < 0.5, both.pairs["chosen_id"], both.pairs["rejected_id"])
     )
     good, bad = (clean_preferences(world.pairs, both.scores, votes, trusted=trusted) for votes in (honest, guessed))
-    assert world.accuracy(good.pairs["outcome"]) > 0.97 > world.accuracy(bad.pairs["outcome"]) > 0.8
+    right, less = (world.accuracy(each.pairs["outcome"]) for each in (good, bad))
+    assert right > 0.97 and right > less > 0.8
     assert (good.pairs["outcome"] != "dropped").mean() > 0.97 > (bad.pairs["outcome"] != "dropped").mean() + 0.02
     assert not any("not in the table" in note for note in good.notes)
     twins = trusted.assign(pair_id=world.pairs["pair_id"].head(len(trusted)).tolist())
