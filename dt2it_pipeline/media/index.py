@@ -30,7 +30,7 @@ from dt2it_pipeline.media.store import Stored
 from dt2it_pipeline.media.web import is_address
 from dt2it_pipeline.storage.sqlite_cache import CacheKind, SqliteCache
 
-_VERSION = 1  # of the perceptual hash: another one is another file
+_VERSION = 2  # of the perceptual hash: another one is another file
 _MEDIA = CacheKind(
     name="the index of the media store",
     tables="""

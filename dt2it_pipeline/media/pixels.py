@@ -6,10 +6,13 @@ Nothing else belongs here; opening a file that may be hostile is the task of ima
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112  # the EXIF tag
+_BLOCK = 8  # pixels a side of what a JPEG transforms at once
 _GRID = 32  # pixels a side from which the perceptual hash is computed
 _KEPT = 8  # lowest frequencies a direction
 _FLAT = 4.0  # grey levels; an image that varies less has no structure to recognise
@@ -64,14 +67,23 @@ def perceptual_hash(image: Image.Image) -> int | None:
     left out (pHash). Scaling and recompression change few bits. None for an image without structure, whose hash would
     be noise.
 
-    Of an opened JPEG that is not decoded yet, only the brightness is decoded, which is all that is needed. Whoever
-    needs its colours loads it before.
+    Of an opened JPEG that is not decoded yet, only the brightness is decoded, and of a large one only the mean of each
+    of its blocks of 8 x 8 pixels, which is all that is needed. Whoever needs its pixels loads it before.
     """
+    width, height = upright_size(image)
+    block = 1
     if image.format == "JPEG":
-        image.draft("L", None)
+        # JPEG keeps the mean of a block by itself, so that the means of whole areas are the same either way.
+        by_blocks = image.mode in ("L", "RGB") and min(width, height) >= _BLOCK * _GRID
+        if image.draft("L", (image.width // _BLOCK, image.height // _BLOCK) if by_blocks else None) and by_blocks:
+            block = _BLOCK
     plain = image.mode == "L" and orientation(image) == 1 and not image.has_transparency_data
     whole = image if plain else to_rgb(image).convert("L")
-    grey = np.asarray(whole.resize((_GRID, _GRID), Image.Resampling.BOX), dtype=np.float64)
+    across, down = (max(1, pixels // (2 * _GRID)) for pixels in whole.size)  # however long: little is left to be added
+    if max(across, down) > 1:
+        whole = whole.reduce((across, down))
+    rows, columns = _areas(whole.height, height / block / down), _areas(whole.width, width / block / across)
+    grey = rows @ np.asarray(whole, dtype=np.float64) @ columns.T
     if grey.std() < _FLAT:
         return None
     low = (_COSINES @ grey @ _COSINES.T).ravel()
@@ -79,6 +91,15 @@ def perceptual_hash(image: Image.Image) -> int | None:
     bits = low > np.partition(low[1:], middle)[middle]  # the median of an odd number, which np.median takes longer for
     bits[0] = False  # the mean is brightness, no structure
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+@functools.lru_cache(256)
+def _areas(pixels: int, length: float) -> np.ndarray:
+    """Weights (_GRID, pixels) that make means of _GRID equal parts of `length` pixels, the last of them cut."""
+    starts = np.arange(_GRID)[:, None] * (length / _GRID)
+    places = np.arange(pixels)[None, :]
+    shared = np.minimum(places + 1, starts + length / _GRID) - np.maximum(places, starts)
+    return np.clip(shared, 0, None) / (length / _GRID)
 
 
 def _cosines() -> np.ndarray:

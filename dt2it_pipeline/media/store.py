@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from PIL import Image, ImageOps
 
@@ -227,10 +227,9 @@ def _put(content: bytes | Path, target: Path, synced: bool = True, sha256: str |
         sha256 or (sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest())
     ):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{owned_prefix(TEMPORARY)}{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb") as stream:  # as the umask has it, without asking for it
+        with _created(temporary) as stream:
             if isinstance(content, Path):
                 with content.open("rb") as source:
                     shutil.copyfileobj(source, stream)
@@ -243,6 +242,15 @@ def _put(content: bytes | Path, target: Path, synced: bool = True, sha256: str |
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _created(file: Path) -> IO[bytes]:
+    """A new file, as the umask has it; its folder is made where there is none."""
+    try:
+        return file.open("xb")
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("xb")
 
 
 def damaged_media(store: Path) -> Iterator[tuple[Path, str]]:

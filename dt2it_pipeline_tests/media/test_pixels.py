@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.pixels import perceptual_hash, to_rgb
+from dt2it_pipeline.media.pixels import ORIENTATION, perceptual_hash, to_rgb
 from dt2it_pipeline.media.store import inline_content, store_image
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, RNG, encoded, sideways, transparent
 
@@ -119,6 +120,28 @@ def test_a_jpeg_of_which_the_brightness_is_decoded_has_the_hash_of_the_whole_ima
     assert whole is not None and stored.perceptual is not None
     assert (whole ^ stored.perceptual).bit_count() <= 1  # brightness is rounded once less
     assert (tmp_path / stored.row["path"]).read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [(641, 479), (1000, 300)])
+def test_a_jpeg_that_lies_on_its_side_has_the_hash_of_the_upright_one(size: tuple[int, int]) -> None:
+    upright = photograph(*size, seed=size[0])
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = encoded(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=85, exif=exif)
+    with Image.open(io.BytesIO(content)) as image:  # not decoded yet: of its blocks the means alone are
+        found, wanted = perceptual_hash(image), perceptual_hash(upright)
+    assert found is not None and wanted is not None
+    assert (found ^ wanted).bit_count() <= 2
+
+
+def test_hashing_a_long_image_takes_little_memory_beside_it() -> None:
+    image = photograph(400_000, 40, seed=3).convert("L")
+    tracemalloc.start()
+    try:
+        assert perceptual_hash(image) is not None
+        assert tracemalloc.get_traced_memory()[1] < 2**20  # numpy's arrays are traced
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_damaged_jpeg_is_refused_wherever_it_ends(tmp_path: Path) -> None:

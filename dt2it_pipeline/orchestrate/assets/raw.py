@@ -123,7 +123,7 @@ def _raw_asset(
         group=GROUP,
         part="sources",
         stage="ingest",
-        code_version={_PREFERENCES: "7", _BENCHMARKS: "5"}.get(name, "4"),
+        code_version={_PREFERENCES: "8", _BENCHMARKS: "6"}.get(name, "5"),
         kinds={"parquet"},
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),

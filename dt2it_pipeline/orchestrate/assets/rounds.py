@@ -140,7 +140,7 @@ def _training_pairs(
         group=GROUP,
         part="training",
         stage="join",
-        code_version="5",
+        code_version="6",
         kinds={"python"},
         tables=("pairs", "prompts", "trusted_pairs", "quarantine"),
         checks=(NO_CONTAMINATION,),
