@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -16,6 +16,9 @@ _MOST_VALUES = 100_000  # of a document, every alias counted as what it stands f
 
 
 class _Loader(yaml.SafeLoader):
+    # A copy: lm-format-enforcer, which vLLM imports, changes PyYAML's own so that dates become texts.
+    yaml_constructors: ClassVar[dict[str, Any]] = dict(yaml.SafeLoader.yaml_constructors)
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As PyYAML does, with a look at the keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

@@ -17,6 +17,14 @@ def test_what_is_sound_is_read_as_ever():
     }
 
 
+def test_a_date_stays_a_date_where_a_library_reads_all_of_them_as_texts(monkeypatch):
+    texts = yaml.SafeLoader.yaml_constructors["tag:yaml.org,2002:str"]
+    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", texts)
+    assert yaml.safe_load("a: 2024-13-45") == {"a": "2024-13-45"}
+    with pytest.raises(yaml.YAMLError, match="month must be in"):
+        load_yaml("a: 2024-13-45")
+
+
 def test_malformed_yaml_is_placed_without_pyyamls_name_for_a_text():
     with pytest.raises(RecipeError, match=r'(?s)^mine\.yaml is not valid YAML: .*in "the file", line 2') as caught:
         parse_recipe("name: x\ncuration: {policy: joint\nannotation: {}\n", "mine.yaml")
