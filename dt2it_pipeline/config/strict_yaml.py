@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -16,9 +16,6 @@ _MOST_VALUES = 100_000  # of a document, every alias counted as what it stands f
 
 
 class _Loader(yaml.SafeLoader):
-    # A copy: lm-format-enforcer, which vLLM imports, changes PyYAML's own so that dates become texts.
-    yaml_constructors: ClassVar[dict[str, Any]] = dict(yaml.SafeLoader.yaml_constructors)
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As PyYAML does, with a look at the keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -36,6 +33,10 @@ class _Loader(yaml.SafeLoader):
         if node is not None and _values(node, {}) > _MOST_VALUES:
             raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write them out")
         return node
+
+
+# A copy: lm-format-enforcer, which vLLM imports, changes PyYAML's own so that dates become texts.
+_Loader.yaml_constructors = dict(yaml.SafeLoader.yaml_constructors)
 
 
 def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
