@@ -308,9 +308,9 @@ def _sentences(
         )
     if decisions.not_flipped:
         found.append(
-            f"{decisions.not_flipped:,} labels whose other side is more probable were dropped, not flipped: voters and "
-            "judges dispute no more labels there than they may by mistake, as pairs with known truth show, so all "
-            "labels may be right"
+            f"{decisions.not_flipped:,} labels whose other side is more probable were dropped, not flipped: that all "
+            "labels of their source are right, and the disputed ones mistakes of voters and judges, is not improbable "
+            "enough, by the pairs with known truth, for a flip to be worth it"
         )
     if decisions.retained:
         found.append(
