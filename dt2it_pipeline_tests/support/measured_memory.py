@@ -59,7 +59,7 @@ def tensor_bytes() -> int:
     return sum(pieces.values())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the job that the command line names."""
     import deepspeed
     import deepspeed.comm as exchange
@@ -135,7 +135,7 @@ def main() -> None:
     trainer.Trainer.save = saving(trainer.Trainer.save)  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
-    worker.main()
+    worker.main(arguments)
     file = Path(sys.argv[-1]).with_name(f"memory.rank{os.environ.get('RANK', '0')}.json")
     file.write_text(json.dumps(found), encoding="utf-8")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config import LoraSettings, TrainingSettings, model_path
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
+from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
+from dt2it_pipeline.engines.launch.job_forks import JobForks
 from dt2it_pipeline.engines.launch.launcher import Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.reward.reward_model import RewardModel
@@ -23,7 +26,7 @@ from dt2it_pipeline.reward.training.memory import Parameters, WeightsError, coun
 from dt2it_pipeline_tests.support.measured_memory import SHARD_BYTES
 from dt2it_pipeline_tests.support.tiny import make_tiny
 from dt2it_pipeline_tests.support.trainer_layouts import adapter
-from dt2it_pipeline_tests.support.training_jobs import changed
+from dt2it_pipeline_tests.support.training_jobs import Forks, changed
 
 SECOND = {"stage": 2, "overlap_comm": True}
 THIRD = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": 200_000_000}
@@ -102,18 +105,28 @@ def test_the_estimate_in_words() -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 58 million parameters in bfloat16: 230 MB in float32."""
-    folder = make_tiny(tmp_path_factory.mktemp("large"), hidden=1024, layers=6)
+    """A random model of 32 million parameters in bfloat16: 130 MB in float32."""
+    folder = make_tiny(tmp_path_factory.mktemp("large"), hidden=1024, layers=3)
     weights = load_file(folder / "model.safetensors")
     halved = {name: value.to(torch.bfloat16) for name, value in weights.items()}
     save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def measured(job: TrainJob, folder: Path) -> list[dict[str, int]]:
-    """What each rank of a training took in its phases (support/measured_memory.py). Freed memory goes back at once."""
-    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    launcher = LocalLauncher("dt2it_pipeline_tests.support.measured_memory", environment, on_line=[].append)
+@pytest.fixture(scope="module")
+def forks() -> Iterator[JobForks]:
+    """A server of its own, since memory goes back at once where it is freed, which is settled when a process starts."""
+    freeing = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    forks = Forks(WORKER_ENVIRONMENT | freeing | {"OMP_NUM_THREADS": "1"})
+    yield forks
+    forks.close()
+
+
+def measured(job: TrainJob, folder: Path, forks: JobForks) -> list[dict[str, int]]:
+    """What each rank of a training took in its phases (support/measured_memory.py)."""
+    environment = {"OMP_NUM_THREADS": "1"}
+    worker = "dt2it_pipeline_tests.support.measured_memory"
+    launcher = LocalLauncher(worker, environment, on_line=[].append, forks=forks)
     ranks = job.settings.processes
     launcher.launch(job, work=folder, resources=Resources(ranks))
     return [json.loads((folder / f"memory.rank{rank}.json").read_text()) for rank in range(ranks)]
@@ -136,12 +149,12 @@ ADAPTERS = {"lora": {"rank": 64, "alpha": 16.0}}
     ],
 )
 def test_the_estimate_is_what_a_training_takes(
-    job: TrainJob, large: Path, tmp_path: Path, config: str, settings: dict[str, Any], start: str
+    job: TrainJob, large: Path, forks: JobForks, tmp_path: Path, config: str, settings: dict[str, Any], start: str
 ) -> None:
     few = {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 1, "save_steps": 9, "deepspeed_config": config}
     base = adapter(large, tmp_path / "adapter") if start else large
     job = changed(job, "out", tmp_path, **few | settings).model_copy(update={"base_model": str(base)})
-    found = measured(job, tmp_path)
+    found = measured(job, tmp_path, forks)
     parameters = count_parameters(large)
     estimate = training_memory(parameters, job.settings, read_deepspeed_config(config)["zero_optimization"])
     for rank in found:
@@ -154,10 +167,10 @@ def test_the_estimate_is_what_a_training_takes(
         return
     whole = 4 * parameters.total
     for rank in found:  # half of the model, and the largest weights whole while they are merged and divided
-        assert 0.5 * whole < rank["loaded"] - rank["base"] < 0.7 * whole
+        assert 0.5 * whole < rank["loaded"] - rank["base"] < 0.8 * whole
         assert 0.5 * whole < rank["divided"] - rank["base"] < 0.9 * whole  # adapters whole
-    for number, rank in enumerate(found):  # the first one holds the weights of one file at a time
-        assert rank["saving"] < 0.1 * whole + (0 if number else SHARD_BYTES)
+    for number, rank in enumerate(found):  # the first one holds the weights of one file at a time, of four or more
+        assert rank["saving"] < (1 if number else 2) * SHARD_BYTES < 0.6 * whole
 
 
 @pytest.mark.parametrize(
