@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +11,24 @@ import pytest
 
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines.jobs import Job
+from dt2it_pipeline.engines.launch.worker import read_summary
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline_tests.support.training_jobs import changed
+from dt2it_pipeline_tests.support.training_jobs import changed, start
 
 pytestmark = pytest.mark.heavy
 
 
-def start(job: Job, folder: Path) -> tuple[dict[str, Any], str]:
+def run(job: Job, folder: Path) -> tuple[dict[str, Any], str]:
     """The summary of a job that a process of its own has done as the pipeline starts it, and what that logged."""
-    job.write(folder / "job.json")
-    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
-    environment |= {"DT2IT_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    line = (
-        "import json, sys; from dt2it_pipeline.observe.logs import configure_logs; configure_logs(); "
-        "from dt2it_pipeline.engines.jobs import Job; "
-        "print(json.dumps(Job.read(sys.argv[1]).run(lambda state: None)))"
-    )
-    command = [sys.executable, "-c", line, str(folder / "job.json")]
-    environment["DT2IT_LOG"] = "json"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary, done.stderr
+    file = folder / "job.json"
+    job.write(file)
+    process = start("dt2it_pipeline.engines.launch.worker", file, 1, DT2IT_HOME=str(folder / "home"), DT2IT_LOG="json")
+    log = file.with_suffix(".log")
+    assert process.wait(500) == 0, log.read_text()[-3000:]
+    summary = read_summary(file)
+    assert summary is not None
+    return summary, log.read_text()
 
 
 def line_about_compiling(log: str) -> str:
@@ -45,10 +37,13 @@ def line_about_compiling(log: str) -> str:
     return str(found)
 
 
-def test_a_second_start_finds_what_the_first_compiled(job: TrainJob, tables: dict[str, str], tmp_path: Path) -> None:
+def test_a_second_start_finds_what_the_first_compiled(
+    job: TrainJob, tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     settings = {"compile": True, "attention": "sdpa", "cache_vision": False, "max_steps": 3}
     (first, first_log), (second, second_log) = (
-        start(changed(job, name, tmp_path, **settings), tmp_path) for name in ("one", "two")
+        run(changed(job, name, tmp_path, **settings), tmp_path) for name in ("one", "two")
     )
     for summary in (first, second):  # a decoder layer and a block of the vision encoder
         assert (summary["compile_graphs"], summary["compile_recompilations"]) == (2, 0)
@@ -63,13 +58,13 @@ def test_a_second_start_finds_what_the_first_compiled(job: TrainJob, tables: dic
     (folder,) = (tmp_path / "home" / "cache" / "compiled").iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and any(folder.iterdir())
 
-    # Scoring with the checkpoint has the same layers, without gradients and in two workers.
+    # Scoring with the checkpoint has the same layers, without gradients.
     scoring = ScoreJob(
         checkpoint=str(tmp_path / "one"), prompts=Path(tables["prompts"]), responses=Path(tables["responses"]),
         media_root=Path(tables["media_root"]), output=tmp_path / "scores.parquet", work=tmp_path / "scoring",
-        voter="round-0", settings=ScoringSettings(processes=2, shard_responses=10, compile=True, attention="sdpa"),
+        voter="round-0", settings=ScoringSettings(processes=1, shard_responses=10, compile=True, attention="sdpa"),
     )  # fmt: skip
-    summary, log = start(scoring, tmp_path)
+    summary, log = run(scoring, tmp_path)
     assert summary["shards"] > 2 and summary["scored"] == summary["responses"] > 0
     assert summary["compile_graphs"] >= 2 and summary["compile_graph_breaks"] == summary["compile_given_up"] == 0
     logged = line_about_compiling(log).removeprefix("torch.compile: ").partition(" s for ")[0]
