@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks.first_version import is_first
+from benchmarks.watched import Watched
 from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, decontaminate
@@ -33,7 +34,6 @@ from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import items_of, read_source
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
@@ -46,7 +46,6 @@ sys.path.insert(0, checkout)
 import dt2it_pipeline
 sys.path.insert(0, ours)
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
-_LOOK_SECONDS = 0.2  # between two looks at the processes of a step
 
 
 def write_source(folder: Path, rows: int, images: int, photographs: Path | None = None) -> None:
@@ -181,53 +180,6 @@ STEPS: dict[str, Callable[[Path, int], Step]] = {
 }
 
 
-class Watched:
-    """CPU time and memory of a process and of all that it starts, whoever their parents become."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._peaks: dict[int, float] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        own = os.times()
-        self._before = own.user + own.system
-        self._thread.start()
-
-    def end(self) -> dict[str, Any]:
-        """Seconds of CPU time, of all and its own; peaks in MiB, its own and of the largest that it started."""
-        self._ended.set()
-        self._thread.join()
-        own = os.times()
-        seconds = own.user + own.system - self._before
-        others = max(self._peaks.values(), default=0.0)
-        cpu = seconds + sum(self._seconds.values())
-        return {"cpu": cpu, "own": seconds, "peak_mib": peak_memory() / 2**20, "others_mib": others}
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._look()
-        self._look()
-
-    def _look(self) -> None:
-        parents: dict[int, int] = {}
-        used: dict[int, float] = {}
-        for file in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                values = file.read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            process = int(file.parent.name)
-            parents[process] = int(values[1])
-            used[process] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
-        for process in used:
-            above = parents[process]
-            while above not in (0, 1, os.getpid()):
-                above = parents.get(above, 0)
-            if above == os.getpid():
-                self._seconds[process] = used[process]
-                self._peaks[process] = _peak_of(process) or self._peaks.get(process, 0.0)
-
-
 def main() -> None:
     """Make the source, run each step in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -296,6 +248,7 @@ def compare_steps(
 
 def _turn(module: str, name: str, folder: Path, checkout: Path, processes: int) -> dict[str, Any]:
     """One turn of a step with the package of a checkout; the steps are those of this checkout's benchmarks."""
+    module = "benchmarks.first_version" if is_first(checkout) else module
     command = [sys.executable, "-c", _START, str(checkout), str(Path(__file__).resolve().parents[1]), module]
     command += ["--step", name, "--folder", str(folder)]
     done = subprocess.run([*command, "--processes", str(processes)], check=True, stdout=subprocess.PIPE, text=True)
@@ -312,15 +265,6 @@ def _measured(step: Step) -> dict[str, Any]:
 def _rows(folder: Path) -> int:
     with (folder / "rows.jsonl").open("rb") as file:
         return sum(1 for _ in file)
-
-
-def _peak_of(process: int) -> float:
-    """Peak memory of another process in MiB, 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-    except (OSError, ValueError, StopIteration):
-        return 0.0
 
 
 if __name__ == "__main__":
