@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.watched import Watched
+from benchmarks.watched import Watched, put_aside
 
 STEPS = {
     "read and adapt": "read and adapt",
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--processes", help="it has none to be set")
     given = parser.parse_args()
     if given.step in ("import images", "source and images"):
-        shutil.rmtree(given.folder / "store", ignore_errors=True)
+        put_aside(given.folder / "store")
     step = _benchmark().STEPS[STEPS[given.step]]
     watched, started = Watched(), time.monotonic()
     count, of = step(given.folder)

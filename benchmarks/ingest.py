@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import pyarrow as pa
 from PIL import Image
 
 from benchmarks.first_version import is_first
-from benchmarks.watched import Watched
+from benchmarks.watched import Watched, put_aside
 from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, decontaminate
@@ -51,8 +50,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
 def write_source(folder: Path, rows: int, images: int, photographs: Path | None = None) -> None:
     """A JSON Lines file of pairs over `images` noise photographs (JPEG, 640 x 480); every 100th row is repeated.
 
-    With a folder of photographs, these are taken in turn, each scaled to 640 pixels and compressed anew, so that no two
-    files are one.
+    With a folder of photographs, these are taken in turn, each scaled to 640 pixels, cut and compressed anew, so that
+    no two files are one.
     """
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -61,8 +60,10 @@ def write_source(folder: Path, rows: int, images: int, photographs: Path | None 
         if taken:
             with Image.open(taken[number % len(taken)]) as photograph:
                 photograph.draft("RGB", (640, 640))
-                photograph.thumbnail((640 - number // len(taken) % 64, 640))
-                photograph.convert("RGB").save(folder / f"images/{number}.jpg", quality=70 + number // len(taken) % 25)
+                photograph.thumbnail((640, 640))
+                turn = number // len(taken)
+                cut = photograph.convert("RGB").crop((turn // 25 % 64, 0, *photograph.size))
+                cut.save(folder / f"images/{number}.jpg", quality=70 + turn % 25)
             continue
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"images/{number}.jpg", quality=85)
@@ -102,7 +103,7 @@ def read_and_adapt(folder: Path, processes: int) -> Step:
 def import_images(folder: Path, processes: int) -> Step:
     """Decode, hash and store every image."""
     files = sorted((folder / "images").iterdir())
-    shutil.rmtree(folder / "store", ignore_errors=True)
+    put_aside(folder / "store")
 
     def run() -> None:
         importer = MediaImporter(MediaRoot(folder), folder / "store", processes)  # threads: decoding holds no lock
@@ -129,7 +130,7 @@ def whole_source(folder: Path, processes: int) -> Step:
 
 def source_and_images(folder: Path, processes: int) -> Step:
     """The same with an empty store."""
-    shutil.rmtree(folder / "store", ignore_errors=True)
+    put_aside(folder / "store")
     return whole_source(folder, processes)
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from pathlib import Path
 from typing import Any
 
 _LOOK_SECONDS = 0.2  # between two looks at the processes of a step
+
+
+def put_aside(folder: Path) -> None:
+    """Empty a folder by renaming it.
+
+    ext4 takes 0.3 ms more for each new file while it passes over the places of files that were removed in the last
+    seconds, which would be measured as the step's own.
+    """
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}"))
 
 
 class Watched:
