@@ -11,8 +11,7 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, Literal, Protocol, TextIO
 
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.media.tar_files import BoundedMember, BoundedTar
@@ -28,6 +27,17 @@ _TAR_STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
+
+
+class Openable(Protocol):
+    """A file that can be opened, on this machine or elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """Its name, without folders."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Its bytes."""
 
 
 class Expanding(io.RawIOBase):
@@ -86,7 +96,7 @@ class Expanding(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def bounded_tar(file: Path) -> Iterator[BoundedTar]:
+def bounded_tar(file: Openable) -> Iterator[BoundedTar]:
     """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
 
     Raises:
@@ -102,7 +112,7 @@ def bounded_tar(file: Path) -> Iterator[BoundedTar]:
             stream: IO[bytes] = raw
         else:
             stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
-        with BoundedTar(file, "r", stream, tarinfo=BoundedMember) as archive:
+        with BoundedTar(str(file), "r", stream, tarinfo=BoundedMember) as archive:
             yield archive
 
 
