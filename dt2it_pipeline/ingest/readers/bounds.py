@@ -13,6 +13,8 @@ import lzma
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Literal, Protocol, TextIO
 
+import pyarrow as pa
+
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.media.tar_files import BoundedMember, BoundedTar
 
@@ -22,11 +24,14 @@ _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
 ROW_BYTES = 256  # that a row takes in Python and in our tables, even one without values
 _BLOCK = 1 << 20
-_TAR_STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
+DECOMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {  # by the end of a compressed file's name
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda stream: pa.CompressedInputStream(stream, "zstd"),
+    ".lz4": lambda stream: pa.CompressedInputStream(stream, "lz4"),
 }
+_TARS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}  # how compressed archives begin
 
 
 class Openable(Protocol):
@@ -107,11 +112,11 @@ def bounded_tar(file: Openable) -> Iterator[BoundedTar]:
     with file.open("rb") as raw:
         start = raw.read(6)
         raw.seek(0)
-        plain = next((opened for magic, opened in _TAR_STREAMS.items() if start.startswith(magic)), None)
-        if plain is None:
+        kind = next((kind for magic, kind in _TARS.items() if start.startswith(magic)), None)
+        if kind is None:
             stream: IO[bytes] = raw
         else:
-            stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
+            stream = io.BufferedReader(Expanding(DECOMPRESSED[kind](raw), raw.tell, file.name), _BLOCK)
         with BoundedTar(str(file), "r", stream, tarinfo=BoundedMember) as archive:
             yield archive
 
