@@ -13,7 +13,6 @@ def test_a_stage_runs_at_a_size_with_the_work_shared(
 ) -> None:
     monkeypatch.setattr(ingest, "_BENCHMARK_IMAGES", 5)
     stage = processes.STAGES[name]
-    monkeypatch.setattr(stage.module, stage.threshold, getattr(stage.module, stage.threshold))
     source, folder = tmp_path / "source", tmp_path / "tables"
     folder.mkdir()
     if stage.write is not processes.write_responses:
