@@ -170,8 +170,7 @@ def _require_own_repository(hub: str, revision: str) -> None:
         )
     try:
         api = huggingface_hub.HfApi()
-        wanted = [name for name in (*CARDS, *STATES) if "/" not in name]
-        found = api.get_paths_info(hub, wanted, revision=revision, repo_type="dataset")
+        found = api.get_paths_info(hub, [*CARDS, *STATES], revision=revision, repo_type="dataset")
         for file in found:
             if (size := getattr(file, "size", 0)) > LONGEST_CARD:
                 raise SourceError(f"{file.path} of {hub} has {size:,} bytes; it may have {LONGEST_CARD:,}")
