@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +23,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks.first_version import is_first
+from benchmarks.watched import Watched, put_aside
 from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, decontaminate
@@ -33,7 +33,6 @@ from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import items_of, read_source
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
@@ -46,14 +45,13 @@ sys.path.insert(0, checkout)
 import dt2it_pipeline
 sys.path.insert(0, ours)
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
-_LOOK_SECONDS = 0.2  # between two looks at the processes of a step
 
 
 def write_source(folder: Path, rows: int, images: int, photographs: Path | None = None) -> None:
     """A JSON Lines file of pairs over `images` noise photographs (JPEG, 640 x 480); every 100th row is repeated.
 
-    With a folder of photographs, these are taken in turn, each scaled to 640 pixels and compressed anew, so that no two
-    files are one.
+    With a folder of photographs, these are taken in turn, each scaled to 640 pixels, cut and compressed anew, so that
+    no two files are one.
     """
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -62,8 +60,10 @@ def write_source(folder: Path, rows: int, images: int, photographs: Path | None 
         if taken:
             with Image.open(taken[number % len(taken)]) as photograph:
                 photograph.draft("RGB", (640, 640))
-                photograph.thumbnail((640 - number // len(taken) % 64, 640))
-                photograph.convert("RGB").save(folder / f"images/{number}.jpg", quality=70 + number // len(taken) % 25)
+                photograph.thumbnail((640, 640))
+                turn = number // len(taken)
+                cut = photograph.convert("RGB").crop((turn // 25 % 64, 0, *photograph.size))
+                cut.save(folder / f"images/{number}.jpg", quality=70 + turn % 25)
             continue
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"images/{number}.jpg", quality=85)
@@ -103,7 +103,7 @@ def read_and_adapt(folder: Path, processes: int) -> Step:
 def import_images(folder: Path, processes: int) -> Step:
     """Decode, hash and store every image."""
     files = sorted((folder / "images").iterdir())
-    shutil.rmtree(folder / "store", ignore_errors=True)
+    put_aside(folder / "store")
 
     def run() -> None:
         importer = MediaImporter(MediaRoot(folder), folder / "store", processes)  # threads: decoding holds no lock
@@ -130,7 +130,7 @@ def whole_source(folder: Path, processes: int) -> Step:
 
 def source_and_images(folder: Path, processes: int) -> Step:
     """The same with an empty store."""
-    shutil.rmtree(folder / "store", ignore_errors=True)
+    put_aside(folder / "store")
     return whole_source(folder, processes)
 
 
@@ -179,53 +179,6 @@ STEPS: dict[str, Callable[[Path, int], Step]] = {
     "clean": clean,
     "decontaminate": decontaminated,
 }
-
-
-class Watched:
-    """CPU time and memory of a process and of all that it starts, whoever their parents become."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._peaks: dict[int, float] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        own = os.times()
-        self._before = own.user + own.system
-        self._thread.start()
-
-    def end(self) -> dict[str, Any]:
-        """Seconds of CPU time, of all and its own; peaks in MiB, its own and of the largest that it started."""
-        self._ended.set()
-        self._thread.join()
-        own = os.times()
-        seconds = own.user + own.system - self._before
-        others = max(self._peaks.values(), default=0.0)
-        cpu = seconds + sum(self._seconds.values())
-        return {"cpu": cpu, "own": seconds, "peak_mib": peak_memory() / 2**20, "others_mib": others}
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._look()
-        self._look()
-
-    def _look(self) -> None:
-        parents: dict[int, int] = {}
-        used: dict[int, float] = {}
-        for file in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                values = file.read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            process = int(file.parent.name)
-            parents[process] = int(values[1])
-            used[process] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
-        for process in used:
-            above = parents[process]
-            while above not in (0, 1, os.getpid()):
-                above = parents.get(above, 0)
-            if above == os.getpid():
-                self._seconds[process] = used[process]
-                self._peaks[process] = _peak_of(process) or self._peaks.get(process, 0.0)
 
 
 def main() -> None:
@@ -296,6 +249,7 @@ def compare_steps(
 
 def _turn(module: str, name: str, folder: Path, checkout: Path, processes: int) -> dict[str, Any]:
     """One turn of a step with the package of a checkout; the steps are those of this checkout's benchmarks."""
+    module = "benchmarks.first_version" if is_first(checkout) else module
     command = [sys.executable, "-c", _START, str(checkout), str(Path(__file__).resolve().parents[1]), module]
     command += ["--step", name, "--folder", str(folder)]
     done = subprocess.run([*command, "--processes", str(processes)], check=True, stdout=subprocess.PIPE, text=True)
@@ -312,15 +266,6 @@ def _measured(step: Step) -> dict[str, Any]:
 def _rows(folder: Path) -> int:
     with (folder / "rows.jsonl").open("rb") as file:
         return sum(1 for _ in file)
-
-
-def _peak_of(process: int) -> float:
-    """Peak memory of another process in MiB, 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-    except (OSError, ValueError, StopIteration):
-        return 0.0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Mutation testing of the curation core: changes its code in small ways and sees whether the fast tests notice.
 
-    .venv/bin/python scripts/mutation.py [--mutants N] [--minutes M] [--seed S] [--output FILE]
+    .venv/bin/python scripts/mutation.py [--mutants N] [--minutes M] [--seed S] [--modules NAME ...] [--output FILE]
 
 cosmic-ray finds the mutants of MODULES; a seeded sample of them is tried one by one on a copy of the sources, until
 the time is over. What no test notices survives, and is printed with its change. cosmic-ray lives in an environment of
@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=200, help="how many are drawn")
     parser.add_argument("--minutes", type=float, default=20.0, help="after which no further one is tried")
     parser.add_argument("--seed", type=int, default=0)
+    names = {Path(module).stem: module for module in MODULES}
+    parser.add_argument("--modules", nargs="+", choices=names, default=list(names), help="that are changed")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     given = parser.parse_args()
     python = environment()
@@ -137,7 +139,7 @@ def main() -> None:
             raise SystemExit("error: the tests fail without a mutant; mend them first")
         bound = math.ceil(TIMES_SLOWER * spent + 10)
         settings = {
-            "module-path": MODULES,
+            "module-path": [names[name] for name in given.modules],
             "timeout": _BUSY * bound,
             "excluded-modules": [],
             "test-command": test_command(python, program, bound),

@@ -205,8 +205,14 @@ def score(
     max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
     tokens_per_batch: Annotated[
-        int, typer.Option(metavar="N", min=64, help="Most tokens of one forward pass; fewer need less memory.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=64,
+            help="Most tokens of one forward pass; fewer need less memory.",
+            show_default="scoring.tokens_per_batch of a recipe that does not set it",
+        ),
+    ] = None,
     system_prompt: SystemPrompt = None,
     as_json: Json = False,
 ) -> None:
@@ -241,7 +247,7 @@ def score(
     scales = calibrated_scales(list(models.values())) if len(models) > 1 else None
     settings = ScoringSettings(
         engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels),
-        tokens_per_batch=tokens_per_batch,
+        tokens_per_batch=tokens_per_batch or ScoringSettings.model_fields["tokens_per_batch"].default,
     )  # fmt: skip
     work = output.with_name(f"{output.name}.work")
     given = given_responses(responses, prompts, media, work)

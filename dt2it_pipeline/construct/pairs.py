@@ -120,7 +120,7 @@ def form_pairs_with_spares(
     bins = _Bins(settings)
     pairs, spares = ([schemas.table([], "pairs")] for _ in range(2))
     aside = [schemas.table([], "quarantine")]
-    with fork_server.table_pool(processes if responses.num_rows >= _MANY else 1, "form pairs") as pool:
+    with fork_server.table_pool(processes if responses.num_rows >= _MANY else 1, "form pairs", __name__) as pool:
         for made in pool.map(partial(_candidates, settings), _pieces(prompts, usable)):
             taken, left, order = _chosen(made, settings.max_pairs_per_prompt, bins, seed)
             pairs.append(made.good.rows.take(taken))

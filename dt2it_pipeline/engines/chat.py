@@ -20,6 +20,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
 from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.observe.logs import log_rows
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -83,7 +84,8 @@ def chat_prompt(
     messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
     messages += [{"role": role, "content": _parts(words)} for role, words in turns]
     if images is None:
-        images = tuple(_image(media_root, medium["path"]) for medium in row["media"])
+        with log_rows([row["prompt_id"]]):
+            images = tuple(_image(media_root, medium["path"]) for medium in row["media"])
     return ChatPrompt(row["prompt_id"], tuple(messages), images)
 
 

@@ -27,6 +27,7 @@ from dt2it_pipeline.engines.http import HttpClient, NoAnswer, Refused, RetryPoli
 from dt2it_pipeline.engines.score_messages import data_urls, score_messages
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.errors import RowError
+from dt2it_pipeline.observe.logs import log_rows
 
 API_KEY_ENV = "VLLM_API_KEY"
 logger = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ class EndpointScorer:
         if prompt is None:
             return ("prompt not found", prompt_id)
         try:
-            messages = await asyncio.to_thread(self._messages, prompt, text)
+            with log_rows([prompt_id]):  # which its thread inherits
+                messages = await asyncio.to_thread(self._messages, prompt, text)
         except RowError as error:  # a ChatError or a MediaError
             return (error.reason, error.detail)
         body = {"model": self.model, "messages": messages, "add_generation_prompt": False}

@@ -89,7 +89,7 @@ def faulty_pairs(
     """
     found: dict[int, Fault] = {}
     progress = Progress(report, "pairs cleaned", pairs.num_rows)
-    with fork_server.table_pool(processes if pairs.num_rows >= _LONG else 1, "clean pairs") as pool:
+    with fork_server.table_pool(processes if pairs.num_rows >= _LONG else 1, "clean pairs", __name__) as pool:
         question = _questions(pairs, prompts, pool)
         counts = np.bincount(question)
         rows = np.argsort(question, kind="stable")

@@ -35,7 +35,7 @@ _OTHER = re.compile(rf"[^a-z0-9_\s{re.escape(_PLAIN)}]", re.ASCII)
 _SPACES = str.maketrans(dict.fromkeys(_PLAIN, " "))
 _ROWS = 128  # training images that are compared at a time: what lies between fits a processor's cache
 _BYTES = 8  # of a perceptual hash
-_LONG, _PIECE = 500_000, 4096  # prompts from which on several processes help, and those that one takes at a time
+_LONG, _PIECE = 1_000_000, 4096  # prompts from which on several processes help, and those that one takes at a time
 
 
 class Contamination(NamedTuple):
@@ -250,7 +250,7 @@ def _asking(prompts: pa.Table, content: BenchmarkContent, processes: int) -> np.
     known = np.array([_question_hash(text) for text in {*content.questions, *content.answers}], dtype=np.uint64)
     pieces = records.table_pieces(prompts.select(["turns"]), _PIECE)
     with fork_server.table_pool(
-        processes if prompts.num_rows >= _LONG else 1, "compare questions with benchmarks"
+        processes if prompts.num_rows >= _LONG else 1, "compare questions with benchmarks", __name__
     ) as pool:
         asked = np.concatenate([*pool.map(_question_hashes, pieces), np.zeros((0, 2), dtype=np.uint64)])
     return np.flatnonzero(np.isin(asked, known).any(axis=1))

@@ -170,7 +170,7 @@ def _in_processes(
         f"source {manifest.name!r}: one of {processes} processes that read it ended before its work was "
         "done, often because memory ran out; free memory on this machine and start again: what was imported is kept"
     )
-    server = partial(fork_server.context, fork_server.TABLES)
+    server = partial(fork_server.context, __name__)
     try:
         with fork_server.Pool(processes, server, lost, _start, (manifest, first, media)) as pool:
             yield from pool.map(_work, _cut(reads))

@@ -32,6 +32,7 @@ from dt2it_pipeline.ingest.readers.file_formats import (
     rows_of_stream,
     rows_under,
 )
+from dt2it_pipeline.ingest.readers.hub import RepositoryFile
 from dt2it_pipeline.ingest.readers.webdataset import first_row, is_shard, rows_of_shard
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
@@ -126,9 +127,9 @@ def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Unparsed
             yield from _file(file, manifest.format, f"{_below(file, path)} " if len(files) > 1 else "")
 
 
-def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
+def _file(file: Path | RepositoryFile, format: str | None, prefix: str) -> Iterator[Unparsed]:
     if file.name.endswith(".zip"):
-        with zipfile.ZipFile(file) as archive:
+        with file.open("rb") as whole, zipfile.ZipFile(whole) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
             held = [entry for entry in entries if format_of(entry.filename)]
             for entry in held:
@@ -143,7 +144,7 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
             yield from rows_of_stream(stream, format or format_of(file.name), file.name, prefix)
 
 
-def _tar(file: Path, archive: BoundedTar, format: str | None) -> Iterator[Unparsed]:
+def _tar(file: Path | RepositoryFile, archive: BoundedTar, format: str | None) -> Iterator[Unparsed]:
     """Rows of a tar archive: of a shard, or of the data files in it."""
     passing = archive.passing()
     first = first_row(passing)
@@ -160,7 +161,7 @@ def _tar(file: Path, archive: BoundedTar, format: str | None) -> Iterator[Unpars
         return named
 
     places = archive.places(filter(data, members))
-    stored = file.stat().st_size
+    stored = file.stat().st_size if isinstance(file, Path) else file.size
     for place in places:  # one with holes is larger than what is stored of it
         check_ratio(place.size, stored, f"{place.name} of {file}")
     names = [place.name for place in places]
@@ -174,7 +175,7 @@ def _below(file: Path, folder: Path) -> str:
 
 
 def _members(
-    file: Path, names: Sequence[str], opened: Callable[[int], IO[bytes]], format: str | None
+    file: Path | RepositoryFile, names: Sequence[str], opened: Callable[[int], IO[bytes]], format: str | None
 ) -> Iterator[Unparsed]:
     """Rows of an archive's members, which `opened` opens by their numbers.
 
@@ -224,30 +225,43 @@ def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Unparsed]:
     require_own_files(path)
     files = hub.saved_files(path, manifest.split) if hub.is_saved(path) else hub.folder_files(path, manifest)
     for file in files:
+        assert isinstance(file.path, Path)
         require_own_file(file.path, path)
+        _require_regular(file.path)
         rows = _dataset_file(file, f"{_below(file.path, path)} " if len(files) > 1 else "")
-        if file.columns is None and file.media is None:
-            yield from rows
-            continue
-        for read in map(parsed, rows):
-            yield read if isinstance(read, Quarantined) else (read[0], _chosen(file, read[1]))
+        yield from _with_columns(file, rows)
+
+
+def _with_columns(file: hub.DataFile, rows: Iterator[Unparsed]) -> Iterator[Unparsed]:
+    if file.columns is None and file.media is None:
+        yield from rows
+        return
+    for read in map(parsed, rows):
+        yield read if isinstance(read, Quarantined) else (read[0], _chosen(file, read[1]))
 
 
 def _dataset_file(file: hub.DataFile, prefix: str) -> Iterator[Unparsed]:
     name = file.path.name
-    _require_regular(file.path)
     if name.endswith(_ARCHIVES):
         if file.field is not None:
             raise SourceError(f"the card names the field {file.field!r} of {name}; unpack the archive")
         return _file(file.path, None, prefix)
     if file.format == "arrow":
-        return arrow_rows(file.path, name, prefix)
+        return _arrow(file.path, name, prefix)
     if file.field is not None:
         return _under(file.path, file.field, prefix)
     return _file(file.path, file.format, prefix)
 
 
-def _under(file: Path, field: str, prefix: str) -> Iterator[Read]:
+def _arrow(file: Path | RepositoryFile, name: str, prefix: str) -> Iterator[Read]:
+    if isinstance(file, Path):
+        yield from arrow_rows(file, name, prefix)
+        return
+    with file.copied() as copy:  # it is mapped into memory
+        yield from arrow_rows(copy, name, prefix)
+
+
+def _under(file: Path | RepositoryFile, field: str, prefix: str) -> Iterator[Read]:
     with file.open("rb") as stream:
         yield from rows_under(stream, field, file.name, prefix)
 
@@ -258,15 +272,22 @@ def _chosen(file: hub.DataFile, values: Mapping[str, Any]) -> dict[str, Any]:
     return found if file.media is None else hub.with_medium(file, found)
 
 
-def _hub(manifest: Manifest) -> Iterator[Read]:
+def _hub(manifest: Manifest) -> Iterator[Unparsed]:
     if manifest.revision is None:
         copy = f", or put a local copy in {manifest.path}" if manifest.path else ""
         raise SourceError(
             f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean; "
             f"`git ls-remote https://huggingface.co/datasets/{manifest.hub} HEAD` prints the newest{copy}"
         )
-    builder = hub.dataset_builder(manifest.hub, manifest, manifest.revision)
-    yield from hub.undecoded(hub.streamed(builder, manifest.hub, manifest.split), manifest.hub)
+    files = hub.repository_files(manifest)
+    for file in files:
+        assert isinstance(file.path, RepositoryFile)
+        try:
+            yield from _with_columns(file, _dataset_file(file, f"{file.path.below} " if len(files) > 1 else ""))
+        except (SourceError, TarBoundsError):
+            raise
+        except Exception as error:  # of the connection, in any of several libraries
+            raise SourceError(f"cannot read {file.path}: {error}") from error
 
 
 def _reason(error: Exception) -> str:

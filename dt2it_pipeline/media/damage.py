@@ -5,10 +5,6 @@ instead has another content. It is called <hash>.upright.png and ends with a sea
 made of and the hash of all its other bytes. So a whole PNG that is another one counts as damaged, too. One that came as
 PNG is called <hash>.given.png. The frames of a video have their digests in a sealed video.json, which names what they
 were made of.
-
-Earlier versions called both kinds of PNG <hash>.png, sealed none, and did not name the source in video.json. Where the
-content of such a file is not that of its name, it is whole if the checksums that it holds of its own parts hold: that
-another whole one lies in its place is not seen. Media that are imported by this version have the new names.
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ _END = 12  # bytes of a PNG's last chunk
 _SEAL = b"dt2it-stored"  # keyword of the text chunk (PNG specification, third edition, 11.3.3.2)
 FRAMES = "video.json"  # in the folder of a video that is stored as frames: their rate, digests and source
 UPRIGHT, GIVEN = "upright.png", "given.png"  # end the names of images that were stored as PNG, and came as PNG
-_OLD = "png"  # of either, as earlier versions called them
 TEMPORARY = "tmp"  # begins the names of files that are being written
 _known: dict[tuple[str, str], bool] = {}  # by the digests of a PNG and of its source: whether it was made of that
 
@@ -58,14 +53,10 @@ def has_other_content(file: Path) -> bool:
     source, found = source_hash(file), sha256_of(file)
     if found == source:
         return False
-    ending = file.name.removeprefix(f"{source}.")
-    if ending not in (UPRIGHT, _OLD):
+    if file.name != f"{source}.{UPRIGHT}":
         return True
     if (found, file.name) not in _known:
-        content = file.read_bytes()
-        sealed = is_sealed_png(content, source)
-        bare = ending == _OLD and _SEAL not in content[-(_END + len(_seal(b"", source))) :]
-        _known[found, file.name] = sealed or (bare and _is_whole_png(content))
+        _known[found, file.name] = is_sealed_png(file.read_bytes(), source)
     return not _known[found, file.name]
 
 
@@ -96,26 +87,9 @@ def _has_other_frames(folder: Path) -> bool:
     """Whether anything in the folder of a stored video has changed, by the digests in its video.json."""
     try:
         known = json.loads((folder / FRAMES).read_text(encoding="utf-8"))
-        if not is_sealed(known) or known.get("sha256", folder.name) != folder.name:
+        if not is_sealed(known) or known["sha256"] != folder.name:
             return True
         frames = [file for file in folder.iterdir() if file.name != FRAMES]
         return digests_of(folder, frames) != known["frames"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError):
         return True
-
-
-def _is_whole_png(content: bytes) -> bool:
-    """Whether the checksums of all chunks of a PNG hold, to the last one (PNG specification, third edition, 5.3)."""
-    if not content.startswith(_PNG):
-        return False
-    place = len(_PNG)
-    while place + 12 <= len(content):
-        length = int.from_bytes(content[place : place + 4])
-        end = place + 8 + length
-        kind = content[place + 4 : place + 8]
-        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4]):
-            return False
-        place = end + 4
-        if kind == b"IEND":
-            return place == len(content)
-    return False

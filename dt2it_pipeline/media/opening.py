@@ -132,10 +132,10 @@ def _fetched_again(file: Path, fault: str) -> bool:
         why = "" if origin is None else _put_back(file, origin)
         if origin is None or why:
             if why and origin is not None:
-                _logger.warning("%s: %s, and %s: %s", file, fault, origin, why)
+                _logger.warning("%s: %s, and %s: %s", file, fault, origin, why, extra={"media_ids": [sha256]})
             _given_up.add(file)
             return False
-    _logger.warning("%s: %s; it was fetched again from %s", file, fault, origin)
+    _logger.warning("%s: %s; it was fetched again from %s", file, fault, origin, extra={"media_ids": [sha256]})
     return True
 
 

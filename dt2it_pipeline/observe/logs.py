@@ -7,8 +7,8 @@ Two environment variables, which child processes inherit, decide:
   is one write, so that processes of one machine can share the file.
 
 A JSON line has `time` (UTC, ISO 8601), `level`, `logger`, `message` and `process`, and where they are known `run_id`,
-`job`, `round`, `stage`, `rank`, `row_ids` and `exception`. What belongs here: how a line is written, and what it says
-of its place. What does not: any message.
+`job`, `round`, `stage`, `rank`, `row_ids`, `media_ids` and `exception`. What belongs here: how a line is written, and
+what it says of its place. What does not: any message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ FORM, FILE, CONTEXT = "DT2IT_LOG", "DT2IT_LOG_FILE", "DT2IT_LOG_CONTEXT"
 FORMS = ("text", "json")
 MOST_ROW_IDS = 20  # that a line names
 _PACKAGE = __name__.partition(".")[0]
+_rows: ContextVar[tuple[str, ...]] = ContextVar("rows", default=())
 _OWN_HANDLERS = ("vllm",)  # loggers of libraries that print by themselves and pass nothing on
 
 
@@ -40,7 +42,10 @@ class VariableError(UserError, ValueError):
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as one JSON object in one line; `row_ids` come from the record's `extra`, 20 of them at most.
+    """Writes a record as one JSON object in one line.
+
+    `row_ids` and `media_ids` (content hashes) come from the record's `extra`, 20 of them at most; `row_ids` else from
+    `log_rows`.
 
     Examples:
         >>> record = logging.LogRecord("dt2it_pipeline.judges", 30, "", 0, "no answer for %s", ("p1",), None)
@@ -60,7 +65,8 @@ class JsonFormatter(logging.Formatter):
         """What the line holds, but for an exception."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         rank = {"rank": int(os.environ["RANK"])} if os.environ.get("RANK", "").isdigit() else {}
-        rows = {"row_ids": list(islice(record.row_ids, MOST_ROW_IDS))} if hasattr(record, "row_ids") else {}
+        named = {"row_ids": getattr(record, "row_ids", _rows.get()), "media_ids": getattr(record, "media_ids", ())}
+        ids = {name: found for name, given in named.items() if (found := list(islice(given, MOST_ROW_IDS)))}
         return {
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname,
@@ -69,7 +75,7 @@ class JsonFormatter(logging.Formatter):
             **log_place(),
             "process": record.process,
             **rank,
-            **rows,
+            **ids,
         }
 
 
@@ -211,6 +217,25 @@ def log_context(**place: str | None) -> Iterator[None]:
             os.environ.pop(CONTEXT, None)
         else:
             os.environ[CONTEXT] = before
+
+
+@contextlib.contextmanager
+def log_rows(ids: Iterable[str]) -> Iterator[None]:
+    """Let lines that this thread logs while the block runs name the rows that it works on, where they name none.
+
+    It is for what does not know its rows, such as whatever opens an image.
+
+    Examples:
+        >>> record = logging.LogRecord("dt2it_pipeline.media", 30, "", 0, "damaged", (), None)
+        >>> with log_rows(["p1"]):
+        ...     json.loads(JsonFormatter().format(record))["row_ids"]
+        ['p1']
+    """
+    before = _rows.set(tuple(islice(ids, MOST_ROW_IDS)))
+    try:
+        yield
+    finally:
+        _rows.reset(before)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

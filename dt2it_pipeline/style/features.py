@@ -97,7 +97,9 @@ def style_features(texts: pd.Series, processes: int = 1) -> pd.DataFrame:
     plain = pd.Series(texts).fillna("").astype(object).reset_index(drop=True)
     codes, once = pd.factorize(plain)
     pieces = (list(once[start : start + _PIECE]) for start in range(0, len(once), _PIECE))
-    with fork_server.table_pool(processes if len(once) >= _MANY else 1, "look at how texts are written") as pool:
+    with fork_server.table_pool(
+        processes if len(once) >= _MANY else 1, "look at how texts are written", __name__
+    ) as pool:
         counts = np.concatenate([*pool.map(_counts, pieces), np.zeros((0, len(_COLUMNS)))])[codes]
     found = pd.DataFrame(counts, columns=_COLUMNS)
     lengths = found["characters"].to_numpy(), found["words"].to_numpy()

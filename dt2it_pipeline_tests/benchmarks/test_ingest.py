@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import ingest
+from benchmarks.watched import put_aside
 
 
 def test_every_step_is_measured_after_the_ones_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +26,19 @@ def test_every_step_is_measured_after_the_ones_before_it(tmp_path: Path, monkeyp
         "clean": 300,
         "decontaminate": 300,
     }
+
+
+def test_stores_of_former_turns_are_put_aside_and_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/image.jpg").touch()
+    put_aside(tmp_path / "store")
+    put_aside(tmp_path / "store")  # there is none
+    assert [file.name for file in tmp_path.glob("store.*/*")] == ["image.jpg"]
+    assert not (tmp_path / "store").exists()
+
+
+def test_photographs_become_files_that_all_differ(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    Image.effect_noise((300, 200), 80).convert("RGB").save(tmp_path / "photographs/one.jpg")
+    ingest.write_source(tmp_path / "made_up", rows=1, images=60, photographs=tmp_path / "photographs")
+    assert len({file.read_bytes() for file in (tmp_path / "made_up/images").iterdir()}) == 60

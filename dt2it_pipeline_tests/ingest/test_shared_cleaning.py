@@ -116,7 +116,7 @@ def test_a_dead_process_and_the_first_fault_in_order_are_reported() -> None:
         yield from range(5)
         raise KeyError("behind the last piece")
 
-    server = lambda: fork_server.context(fork_server.TABLES)  # noqa: E731
+    server = lambda: fork_server.context(fork_server.__name__)  # noqa: E731
     with fork_server.Pool(2, server, "one of two is lost") as pool:
         with pytest.raises(ValueError, match="of the third piece"):
             list(pool.map(fails, pieces()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,12 +14,14 @@ from random import Random
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.engines.chat import ChatError, chat_prompt, opened
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.damage import GIVEN, TEMPORARY, UPRIGHT, has_other_content, source_hash
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.opening import image_size, open_image, require_stored
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import Medium, damaged_media, store_image
+from dt2it_pipeline.observe.logs import file_handler
 from dt2it_pipeline_tests.support.commands import dt2it
 from dt2it_pipeline_tests.support.processes import name_of_a_dead_process
 
@@ -82,19 +86,10 @@ def test_a_whole_image_under_the_name_of_another_one_is_damaged(tmp_path: Path, 
     open_image(second)
 
 
-def test_an_image_of_an_earlier_version_is_used_and_its_bits_are_checked(tmp_path: Path) -> None:
-    """It was stored as PNG without a seal, under a name that says nothing of that."""
+def test_a_png_that_is_not_that_of_its_name_is_damaged_without_the_name_of_one_made_of_it(tmp_path: Path) -> None:
     made = tmp_path / store_image(whole_png(UPRIGHT, 7), tmp_path, tmp_path).row["path"]
-    old = made.with_name(f"{source_hash(made)}.png")
-    made.unlink()
-    old.write_bytes(whole_png(GIVEN, 7))
-    assert not has_other_content(old) and open_image(old).size == (60, 40) and not list(damaged_media(tmp_path))
-    other = tmp_path / store_image(whole_png(UPRIGHT, 90), tmp_path, tmp_path).row["path"]
-    old.write_bytes(other.read_bytes())  # which names its source
-    assert has_other_content(old)
-    old.write_bytes(whole_png(GIVEN, 7))
-    flip(old)
-    assert has_other_content(old)
+    assert not has_other_content(made)
+    assert has_other_content(made.rename(made.with_name(f"{source_hash(made)}.png")))
 
 
 def test_a_stored_image_is_read_once_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +162,7 @@ def test_a_damaged_image_is_fetched_again_where_it_is_used(
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3 and all("it was fetched again from" in line and str(tmp_path) in line for line in lines)
     assert "it is missing" in lines[2]
+    assert [record.media_ids for record in caplog.records] == [[source_hash(file)] for file in (files[2], *files[:2])]  # type: ignore[attr-defined]
     assert not list(store.glob("*/tmp*"))
 
 
@@ -236,3 +232,30 @@ def test_doctor_passes_over_links_that_lead_nowhere_and_follows_none(tmp_path: P
     assert "3 temporary files" in dt2it("doctor", "--home", home)
     assert "3 temporary files" in dt2it("doctor", "--home", home, "--mend")
     assert not list(place.iterdir()) and (outside / "kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["fetched again", "given up"])
+def test_a_line_about_a_damaged_image_names_the_prompt_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    root, store = tmp_path / "root", tmp_path / "media"
+    (name,) = numbered(root, 1)
+    (file,) = imported(root, store, [Medium("image", name)])
+    flip(file)
+    if gone:
+        shutil.rmtree(root)
+    turns = [{"role": "user", "text": "<image> What is it?"}]
+    media = [{"kind": "image", "sha256": source_hash(file), "path": file.relative_to(store).as_posix()}]
+    row = {"prompt_id": "p1", "turns": turns, "system": "", "media": media}
+    monkeypatch.setenv("DT2IT_LOG_FILE", str(tmp_path / "lines.jsonl"))
+    handler = file_handler()
+    assert handler is not None
+    logger = logging.getLogger("dt2it_pipeline.media.opening")
+    logger.addHandler(handler)
+    try:
+        found = [made for _, made in opened([row], lambda row: chat_prompt(row, store))]
+    finally:
+        logger.removeHandler(handler)
+    assert isinstance(found[0], ChatError) is gone
+    (line,) = map(json.loads, (tmp_path / "lines.jsonl").read_text().splitlines())
+    assert (line["row_ids"], line["media_ids"]) == (["p1"], [source_hash(file)])

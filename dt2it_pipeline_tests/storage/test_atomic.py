@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,60 @@ def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkey
         (folder / "table").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "table").read_text() == "old"
+
+
+class _MacLibrary:
+    """A system's library with the function of macOS, which this one's does the work of."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses, self.calls = refuses, 0
+
+    def renamex_np(self, first: bytes, second: bytes, flags: ctypes.c_uint) -> int:
+        assert flags.value == 2  # RENAME_SWAP
+        self.calls += 1
+        if self.refuses:
+            ctypes.set_errno(self.refuses)
+            return -1
+        linux = ctypes.CDLL(None, use_errno=True).renameat2
+        return int(linux(-100, first, -100, second, ctypes.c_uint(2)))
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[_MacLibrary]:
+    library = _MacLibrary()
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic.ctypes, "CDLL", lambda *_, **__: library)
+        atomic._exchanging.cache_clear()
+        atomic._exchanging()
+    yield library
+    atomic._exchanging.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="it does the work of the other system's")
+@pytest.mark.parametrize("refuses", [0, errno.ENOTSUP, errno.EINVAL], ids=["exchanged", "ENOTSUP", "EINVAL"])
+def test_a_folder_is_replaced_as_on_macos(
+    tmp_path: Path, mac: _MacLibrary, monkeypatch: pytest.MonkeyPatch, refuses: int
+) -> None:
+    mac.refuses = refuses
+    two_steps: list[Path] = []
+    replace = atomic._replace
+    monkeypatch.setattr(atomic, "_replace", lambda new, path: (two_steps.append(path), replace(new, path)))
+    for text in ("old", "new"):
+        with atomic_directory(tmp_path / "out") as folder:
+            (folder / "table").write_text(text)
+    assert (tmp_path / "out/table").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert mac.calls == 1 and two_steps == ([tmp_path / "out"] if refuses else [])
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="it does the work of the other system's")
+def test_an_exchange_that_fails_on_macos_is_an_error_and_leaves_the_folder(tmp_path: Path, mac: _MacLibrary) -> None:
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "table").write_text("old")
+    mac.refuses = errno.EROFS
+    with pytest.raises(OSError, match="Read-only") as raised, atomic_directory(tmp_path / "out") as folder:
+        (folder / "table").write_text("new")
+    assert raised.value.errno == errno.EROFS
+    assert (tmp_path / "out/table").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_stage_finds_what_its_killed_writer_had_moved_aside(tmp_path: Path) -> None:

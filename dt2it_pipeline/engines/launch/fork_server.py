@@ -31,8 +31,6 @@ _AHEAD = 3  # pieces per process that wait or are worked on
 # What servers of workers import that run a model; see `ShardedJob.preloaded`.
 VLLM = "dt2it_pipeline.engines.launch.vllm_imports"
 TRANSFORMERS = "dt2it_pipeline.engines.launch.transformers_imports"
-# And of processes that read sources and work on their tables.
-TABLES = "dt2it_pipeline.ingest.pieces"
 MOST_PROCESSES = 16  # each takes 150 to 450 MiB of memory
 
 
@@ -104,18 +102,19 @@ class Pool:
             raise WorkerError(self._lost) from error
 
 
-def table_pool(processes: int, work: str) -> Pool:
+def table_pool(processes: int, work: str, module: str) -> Pool:
     """A pool that works on pieces of tables.
 
     Args:
         processes: how many; below 2 this process works.
         work: what they do, in the message where one of them dies, such as "clean pairs".
+        module: whose functions they run, which their server imports.
     """
     lost = (
         f"one of {processes} processes that {work} ended before its work was done, often because memory ran out; free "
         "memory on this machine and start again: what was read is kept"
     )
-    return Pool(processes, partial(context, TABLES), lost)
+    return Pool(processes, partial(context, module), lost)
 
 
 def _until_fault(pieces: Iterable[Piece], waiting: Iterable[Future[Any]]) -> Iterator[Piece]:

@@ -11,8 +11,9 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, Literal, Protocol, TextIO
+
+import pyarrow as pa
 
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.media.tar_files import BoundedMember, BoundedTar
@@ -23,11 +24,25 @@ _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
 ROW_BYTES = 256  # that a row takes in Python and in our tables, even one without values
 _BLOCK = 1 << 20
-_TAR_STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
+DECOMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {  # by the end of a compressed file's name
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda stream: pa.CompressedInputStream(stream, "zstd"),
+    ".lz4": lambda stream: pa.CompressedInputStream(stream, "lz4"),
 }
+_TARS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}  # how compressed archives begin
+
+
+class Openable(Protocol):
+    """A file that can be opened, on this machine or elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """Its name, without folders."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Its bytes."""
 
 
 class Expanding(io.RawIOBase):
@@ -86,7 +101,7 @@ class Expanding(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def bounded_tar(file: Path) -> Iterator[BoundedTar]:
+def bounded_tar(file: Openable) -> Iterator[BoundedTar]:
     """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
 
     Raises:
@@ -97,12 +112,12 @@ def bounded_tar(file: Path) -> Iterator[BoundedTar]:
     with file.open("rb") as raw:
         start = raw.read(6)
         raw.seek(0)
-        plain = next((opened for magic, opened in _TAR_STREAMS.items() if start.startswith(magic)), None)
-        if plain is None:
+        kind = next((kind for magic, kind in _TARS.items() if start.startswith(magic)), None)
+        if kind is None:
             stream: IO[bytes] = raw
         else:
-            stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
-        with BoundedTar(file, "r", stream, tarinfo=BoundedMember) as archive:
+            stream = io.BufferedReader(Expanding(DECOMPRESSED[kind](raw), raw.tell, file.name), _BLOCK)
+        with BoundedTar(str(file), "r", stream, tarinfo=BoundedMember) as archive:
             yield archive
 
 

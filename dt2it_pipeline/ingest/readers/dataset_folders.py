@@ -17,7 +17,7 @@ from dt2it_pipeline.ingest.rows import SourceError
 
 CARDS = ("README.md", ".huggingface.yaml")
 STATES = ("state.json", "dataset_dict.json", "dataset_infos.json")
-_LONGEST = 16 << 20  # bytes of a card or a state
+LONGEST_CARD = 16 << 20  # bytes of a card or a state
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -93,9 +93,9 @@ def _text(file: Path) -> str:
     """The text of a card or a state, in memory whole. Raises SourceError where it is no text, or too long."""
     try:
         with file.open("rb") as stream:
-            content = stream.read(_LONGEST + 1)
-        if len(content) > _LONGEST:
-            raise SourceError(f"{file} has more than {_LONGEST:,} bytes; shorten it")
+            content = stream.read(LONGEST_CARD + 1)
+        if len(content) > LONGEST_CARD:
+            raise SourceError(f"{file} has more than {LONGEST_CARD:,} bytes; shorten it")
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from error

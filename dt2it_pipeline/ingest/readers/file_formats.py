@@ -7,26 +7,22 @@ element. What does not: which files there are (reading.py).
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
-
-import pyarrow as pa
 
 from dt2it_pipeline.config.strict_yaml import distinct_keys
 from dt2it_pipeline.ingest.forms.chats import is_chat
 from dt2it_pipeline.ingest.forms.sides import is_content
 from dt2it_pipeline.ingest.manifest import FORMATS
 from dt2it_pipeline.ingest.readers.bounds import (
+    DECOMPRESSED,
     LONGEST_LINE,
     LONGEST_OBJECT,
     Expanding,
@@ -40,13 +36,6 @@ from dt2it_pipeline.storage.table_files import delimiter_of
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
-_PLAIN: dict[str, Callable[[IO[bytes]], Any]] = {  # by the end of a compressed file's name
-    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": lambda stream: pa.CompressedInputStream(stream, "zstd"),
-    ".lz4": lambda stream: pa.CompressedInputStream(stream, "lz4"),
-}
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 8  # keys in a message
 _PEEK = 1 << 16  # bytes that are looked at to tell JSON from JSON Lines
@@ -58,7 +47,7 @@ def format_of(name: str) -> str | None:
     if last.startswith("._") or "__MACOSX" in folders:  # of a Mac: what is known of the file of that name
         return None
     plain = last.lower()
-    for extension in _PLAIN:
+    for extension in DECOMPRESSED:
         plain = plain.removesuffix(extension)
     return next((kind for extension, kind in EXTENSIONS.items() if plain.endswith(extension)), None)
 
@@ -97,7 +86,7 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
 
 
 def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    for extension, plain in _PLAIN.items():
+    for extension, plain in DECOMPRESSED.items():
         if name.lower().endswith(extension):
             return cast("IO[bytes]", Expanding(plain(stream), stream.tell, name))
     return stream

@@ -1,29 +1,73 @@
 """Folders and repositories in the layout of the library `datasets`: which files hold the rows of a split.
 
 The library says which these are, by the folder's card, the names of its files and folders, or the state that
-`save_to_disk` left. The files of a folder are then read by our own readers, whose memory is bounded and which put a
-malformed row alone into the quarantine. What belongs here: the library. What does not: what a card may name
-(dataset_folders.py), and rows (reading.py).
+`save_to_disk` left. The files, of a folder and of a repository alike, are then read by our own readers, whose memory is
+bounded and which put a malformed row alone into the quarantine. What belongs here: the library. What does not: what a
+card may name (dataset_folders.py), and rows (reading.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.readers.dataset_folders import require_own_file
+from dt2it_pipeline.ingest.readers.dataset_folders import (
+    CARDS,
+    LONGEST_CARD,
+    STATES,
+    require_own_file,
+    require_own_files,
+)
 from dt2it_pipeline.ingest.readers.file_formats import format_of
-from dt2it_pipeline.ingest.rows import Read, SourceError
+from dt2it_pipeline.ingest.rows import SourceError
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _LOADERS = "datasets.packaged_modules."
 _NO_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "delimiter"}
 _METADATA = {"metadata.csv": "csv", "metadata.jsonl": "jsonl", "metadata.parquet": "parquet"}
 _FILE_NAME, _FILE_NAMES = "file_name", "file_names"
+
+
+class RepositoryFile:
+    """A file of a repository of the Hub, read where it lies: only what is asked for is fetched.
+
+    Args:
+        address: of it, as `datasets` gives it (`hf://datasets/owner/name@revision/file`).
+        below: its path within the repository.
+    """
+
+    def __init__(self, address: str, below: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.address, self.below, self.name = address, below, below.rpartition("/")[2]
+        self._files, self._path = url_to_fs(address)
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(self._files.info(self._path)["size"])
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """Its bytes, which can be sought."""
+        found: IO[bytes] = self._files.open(self._path, mode)
+        return found
+
+    @contextmanager
+    def copied(self) -> Iterator[Path]:
+        """A copy of it on this machine, which is there as long as the block runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / self.name
+            self._files.get_file(self._path, str(copy))
+            yield copy
 
 
 class DataFile(NamedTuple):
@@ -37,7 +81,7 @@ class DataFile(NamedTuple):
         media: whether a row's `file_name` is that of an image or video, beside this file; its kind.
     """
 
-    path: Path
+    path: Path | RepositoryFile
     format: str
     field: str | None = None
     columns: tuple[str, ...] | None = None
@@ -87,14 +131,68 @@ def folder_files(path: Path, manifest: Manifest) -> list[DataFile]:
         SourceError: `datasets` finds no data or no such split; or its files are of a form, or its card asks for a way
             of reading them, that is not read here.
     """
-    builder = dataset_builder(path, manifest, None)
+    return _files_of(dataset_builder(path, manifest, None), path, manifest, Path)
+
+
+def repository_files(manifest: Manifest) -> list[DataFile]:
+    """The files of a split of a repository of the Hub.
+
+    Raises:
+        SourceError: as for `folder_files`; its card or a state names what lies elsewhere; or its rows name images or
+            videos that lie beside them.
+    """
+    assert manifest.hub is not None and manifest.revision is not None
+    _require_own_repository(manifest.hub, manifest.revision)
+    own = f"hf://datasets/{manifest.hub}@"
+
+    def placed(address: str) -> RepositoryFile:
+        revision, _, below = address.removeprefix(own).partition("/")
+        if not address.startswith(own) or not below or "::" in address or ".." in below.split("/"):
+            raise SourceError(f"the card of {manifest.hub} names {address[:200]!r}, which lies elsewhere")
+        return RepositoryFile(f"{own}{revision}/{below}", below)
+
+    files = _files_of(dataset_builder(manifest.hub, manifest, manifest.revision), manifest.hub, manifest, placed)
+    if any(file.media for file in files):
+        raise SourceError(
+            f"the rows of {manifest.hub} name images or videos that are files of their own; download the repository "
+            "and name the folder as `path`"
+        )
+    return files
+
+
+def _require_own_repository(hub: str, revision: str) -> None:
+    """Raise SourceError where a card or a state of a repository names what lies elsewhere, or is too long."""
+    import huggingface_hub
+
+    if Path(hub).exists():
+        raise SourceError(
+            f"`datasets` would read {Path(hub).absolute()} in place of the Hub; start elsewhere, or name it as `path`"
+        )
+    try:
+        api = huggingface_hub.HfApi()
+        found = api.get_paths_info(hub, [*CARDS, *STATES], revision=revision, repo_type="dataset")
+        for file in found:
+            if (size := getattr(file, "size", 0)) > LONGEST_CARD:
+                raise SourceError(f"{file.path} of {hub} has {size:,} bytes; it may have {LONGEST_CARD:,}")
+        copies = [api.hf_hub_download(hub, file.path, revision=revision, repo_type="dataset") for file in found]
+    except SourceError:
+        raise
+    except Exception as error:  # the library raises many kinds, for a missing repository as for a missing network
+        raise SourceError(f"`datasets` cannot load {hub}: {_cause(error)}") from error
+    if copies:
+        require_own_files(Path(copies[0]).parent)
+
+
+def _files_of(
+    builder: Any, path: Any, manifest: Manifest, placed: Callable[[str], Path] | Callable[[str], RepositoryFile]
+) -> list[DataFile]:
     loader = next(
         (kind.__module__.rpartition(".")[2] for kind in type(builder).__mro__ if kind.__module__.startswith(_LOADERS)),
         type(builder).__name__,
     )
-    files = {str(split): list(map(Path, names)) for split, names in (builder.config.data_files or {}).items()}
+    files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
     _require_split(path, manifest.split, files)
-    chosen = files[manifest.split or "train"]
+    chosen = [placed(name) for name in files[manifest.split or "train"]]
     options = {
         field.name: value
         for field in dataclasses.fields(builder.config)
@@ -142,7 +240,10 @@ def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
     """
 
     def placed(name: Any) -> Any:
-        return {"bytes": None, "path": str(file.path.parent / name)} if isinstance(name, str) else name
+        return {"bytes": None, "path": str(folder / name)} if isinstance(name, str) else name
+
+    assert isinstance(file.path, Path)  # those of a repository are refused
+    folder = file.path.parent
 
     found = dict(values)
     for column, value in values.items():
@@ -177,56 +278,6 @@ def dataset_builder(where: Any, manifest: Manifest, revision: str | None) -> Any
         raise SourceError(
             f"`datasets` cannot load {where}, split {manifest.split or 'train'!r}: {_cause(error)}"
         ) from error
-
-
-def streamed(builder: Any, where: Any, split: str | None) -> Any:
-    """Rows of a split, of which none is read yet. Raises SourceError where there is no such split."""
-    if hasattr(builder.config, "on_mixed_types"):
-        builder.config.on_mixed_types = None  # an error, instead of JSON texts where the column held texts before
-    try:
-        return builder.as_streaming_dataset(split=split or "train")
-    except Exception as error:
-        raise SourceError(f"`datasets` cannot load {where}, split {split or 'train'!r}: {_cause(error)}") from error
-
-
-def undecoded(rows: Any, where: Any) -> Iterator[Read]:
-    """Rows with images as {bytes, path}: decoding them is the media import's task.
-
-    Raises:
-        SourceError: `datasets` cannot read on.
-    """
-    import datasets
-
-    number = 0
-    try:
-        if not rows.features:
-            next(iter(rows), None)  # raises the reason
-            raise ValueError("its columns are not known")
-        found = iter(rows.cast(datasets.Features(_media_undecoded(dict(rows.features)))))
-    except Exception as error:
-        raise SourceError(f"`datasets` cannot read {where}: {_cause(error)}") from error
-    while True:
-        try:
-            values = next(found)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise SourceError(f"`datasets` cannot read {where} behind row {number}: {_cause(error)}") from error
-        number += 1
-        yield f"row {number}", values
-
-
-def _media_undecoded(feature: Any) -> Any:
-    """A feature with media as they lie. `IterableDataset.decode(False)` would leave Json features as JSON texts too."""
-    import datasets
-
-    if isinstance(feature, dict):
-        return {name: _media_undecoded(inner) for name, inner in feature.items()}
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return dataclasses.replace(feature, feature=_media_undecoded(feature.feature))
-    if isinstance(feature, datasets.Json) or not hasattr(feature, "decode"):
-        return feature
-    return dataclasses.replace(feature, decode=False)
 
 
 def _cause(error: Exception) -> str:

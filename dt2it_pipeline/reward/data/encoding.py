@@ -20,6 +20,7 @@ from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
+from dt2it_pipeline.observe.logs import log_rows
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, family_of, read_json
 from dt2it_pipeline.reward.checkpoints.processor_files import default_template, reward_template
 from dt2it_pipeline.reward.data.images import ImageRegistry
@@ -203,7 +204,8 @@ class PromptEncoder:
             return ()
         if self.registry is None:
             raise PromptError("prompt has images", "this scorer was made without a media root")
-        return tuple(self.registry.add(medium) for medium in media)
+        with log_rows([row["prompt_id"]] if "prompt_id" in row else ()):
+            return tuple(self.registry.add(medium) for medium in media)
 
     def _render(self, row: Mapping[str, Any]) -> tuple[str, list[str] | None]:
         """Text before the response; and the inserted texts by number where stand-ins had to be used for them."""

@@ -1,0 +1,119 @@
+"""A server that answers as the Hugging Face Hub does where a dataset is read, for one folder per repository."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+REVISION = "a" * 40
+
+
+class _Handler(BaseHTTPRequestHandler):
+    root: Path
+    fetched: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if parts[:2] == ["api", "datasets"]:
+            repository = self.root / "/".join(parts[2:4])
+            if not repository.is_dir():
+                self._missing("RepoNotFound")
+            elif parts[4:5] == ["tree"]:
+                self._json([_about(file, repository) for file in sorted(repository.rglob("*"))])
+            else:
+                files = [{"rfilename": file.relative_to(repository).as_posix()} for file in _files(repository)]
+                self._json({"id": "/".join(parts[2:4]), "sha": REVISION, "siblings": files, "tags": []})
+        elif parts[0] == "datasets" and parts[3] == "resolve":
+            self._file(self.root / "/".join(parts[1:3] + parts[5:]))
+        else:
+            self._missing("EntryNotFound")
+
+    def do_POST(self) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        repository = self.root / "/".join(parts[2:4])
+        found = [repository / name for name in ([asked] if isinstance(asked, str) else asked)]
+        self._json([_about(file, repository) for file in found if file.exists()])
+
+    def _file(self, file: Path) -> None:
+        if not file.is_file():
+            self._missing("EntryNotFound")
+            return
+        content = file.read_bytes()
+        start, end, status = 0, len(content), 200
+        if given := self.headers.get("Range"):
+            first, _, last = given.removeprefix("bytes=").partition("-")
+            start, end, status = int(first), min(len(content), int(last or len(content)) + 1), 206
+        if self.command == "GET":
+            self.fetched.append(f"{file.relative_to(self.root).as_posix()} {end - start}")
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        for name, value in {"X-Repo-Commit": REVISION, "ETag": f'"{_digest(file)}"', "Accept-Ranges": "bytes"}.items():
+            self.send_header(name, value)
+        self._body(content[start:end])
+
+    def _json(self, value: Any) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self._body(json.dumps(value).encode())
+
+    def _missing(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self._body(b"")
+
+    def _body(self, content: bytes) -> None:
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def _files(repository: Path) -> list[Path]:
+    return sorted(file for file in repository.rglob("*") if file.is_file())
+
+
+def _about(file: Path, repository: Path) -> dict[str, Any]:
+    name = file.relative_to(repository).as_posix()
+    if file.is_dir():
+        return {"type": "directory", "path": name, "oid": "0" * 40}
+    return {"type": "file", "path": name, "oid": _digest(file), "size": file.stat().st_size}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def hub_server(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve the folders `owner/name` below one as datasets, all at the commit REVISION.
+
+    Yields:
+        Its address, and the files that are fetched from it with how many bytes, as they are.
+    """
+    fetched: list[str] = []
+    handler = type("Handler", (_Handler,), {"root": root, "fetched": fetched})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", fetched
+        finally:
+            server.shutdown()
+            thread.join()
