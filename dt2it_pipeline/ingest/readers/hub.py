@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from dt2it_pipeline.ingest.manifest import Manifest
@@ -26,6 +26,7 @@ from dt2it_pipeline.ingest.readers.dataset_folders import (
 )
 from dt2it_pipeline.ingest.readers.file_formats import format_of
 from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline.media.web import MAX_BYTES
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _LOADERS = "datasets.packaged_modules."
@@ -68,6 +69,21 @@ class RepositoryFile:
             copy = Path(folder) / self.name
             self._files.get_file(self._path, str(copy))
             yield copy
+
+    def beside(self, name: str) -> bytes | None:
+        """A file of its folder; None where there is none of that name, or it is longer than one that is fetched."""
+        folder, parts = self._path.rpartition("/")[0], PurePosixPath(name).parts
+        if not parts or ".." in parts or "/" in parts:
+            return None
+        place = "/".join([folder, *parts])
+        try:
+            about = self._files.info(place)
+            if about["type"] != "file" or about["size"] > MAX_BYTES:
+                return None
+            content: bytes = self._files.cat_file(place)
+        except FileNotFoundError:
+            return None
+        return content
 
 
 class DataFile(NamedTuple):
@@ -138,8 +154,7 @@ def repository_files(manifest: Manifest) -> list[DataFile]:
     """The files of a split of a repository of the Hub.
 
     Raises:
-        SourceError: as for `folder_files`; its card or a state names what lies elsewhere; or its rows name images or
-            videos that lie beside them.
+        SourceError: as for `folder_files`; or its card or a state names what lies elsewhere.
     """
     assert manifest.hub is not None and manifest.revision is not None
     _require_own_repository(manifest.hub, manifest.revision)
@@ -151,13 +166,7 @@ def repository_files(manifest: Manifest) -> list[DataFile]:
             raise SourceError(f"the card of {manifest.hub} names {address[:200]!r}, which lies elsewhere")
         return RepositoryFile(f"{own}{revision}/{below}", below)
 
-    files = _files_of(dataset_builder(manifest.hub, manifest, manifest.revision), manifest.hub, manifest, placed)
-    if any(file.media for file in files):
-        raise SourceError(
-            f"the rows of {manifest.hub} name images or videos that are files of their own; download the repository "
-            "and name the folder as `path`"
-        )
-    return files
+    return _files_of(dataset_builder(manifest.hub, manifest, manifest.revision), manifest.hub, manifest, placed)
 
 
 def _require_own_repository(hub: str, revision: str) -> None:
@@ -235,15 +244,18 @@ def _files_of(
 def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
     """A row of the metadata of a folder of media, with these in place of their names beside the file.
 
+    Those of a repository are fetched.
+
     >>> with_medium(DataFile(Path("/set/metadata.csv"), "csv", media="image"), {"file_name": "a.png", "chosen": "yes"})
     {'chosen': 'yes', 'image': {'bytes': None, 'path': '/set/a.png'}}
     """
 
     def placed(name: Any) -> Any:
-        return {"bytes": None, "path": str(folder / name)} if isinstance(name, str) else name
-
-    assert isinstance(file.path, Path)  # those of a repository are refused
-    folder = file.path.parent
+        if not isinstance(name, str):
+            return name
+        if isinstance(file.path, Path):
+            return {"bytes": None, "path": str(file.path.parent / name)}
+        return {"bytes": file.path.beside(name), "path": f"{file.path.address.rpartition('/')[0]}/{name}"}
 
     found = dict(values)
     for column, value in values.items():

@@ -36,7 +36,7 @@ for asked in json.loads(sys.argv[1]):
             found.append(dict(row.values) if isinstance(row, Row) else row.reason)
     except SourceError as error:
         fault = str(error)
-    print(json.dumps([found, fault]))
+    print(json.dumps([found, fault], default=bytes.hex))
 """
 
 
@@ -72,6 +72,7 @@ def arrow() -> bytes:
 
 LONG = lines([{**ROWS[0], "chosen": "x" * SMALL}])
 ODD = b'{"question": "q9", "chosen": "x", "rejected": {"b": 1}}\n{"question": bad\n'
+NOT_BESIDE = ("b.png", "../secret.png", "/secret.png", "in", "")
 ODD_ROW = {"question": "q9", "chosen": "x", "rejected": {"b": 1}}
 REPOSITORIES: dict[str, dict[str, bytes]] = {
     "lines": {"train.jsonl": lines(ROWS)},
@@ -90,7 +91,11 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
     },
     "card": {"README.md": b"---\nlicense: mit\n---\n" + b"#" * (17 << 20), "train.jsonl": lines(ROWS)},
     "split": {"test.jsonl": lines(ROWS)},
-    "media": {"metadata.jsonl": b'{"file_name": "a.png", "chosen": "yes"}\n', "a.png": b"no image"},
+    "media": {
+        "train/metadata.jsonl": lines([{"file_name": name, "chosen": "yes"} for name in ("in/a.png", *NOT_BESIDE)]),
+        "train/in/a.png": b"\x89PNG",
+        "secret.png": b"s",
+    },
 }
 
 
@@ -129,6 +134,15 @@ def test_an_odd_row_and_a_long_line_cost_themselves_alone(read: tuple[dict[str, 
     assert read[0]["long"] == [[ROWS[0], "line too long", *ROWS[1:]], None]
 
 
+def test_images_beside_the_rows_are_fetched(read: tuple[dict[str, Any], list[str]]) -> None:
+    rows, fault = read[0]["media"]
+    assert fault is None
+    first, *others = (row["image"] for row in rows)
+    place = f"hf://datasets/some/media@{REVISION}/train"
+    assert first == {"bytes": b"\x89PNG".hex(), "path": f"{place}/in/a.png"}
+    assert others == [{"bytes": None, "path": f"{place}/{name}"} for name in NOT_BESIDE]
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -137,7 +151,6 @@ def test_an_odd_row_and_a_long_line_cost_themselves_alone(read: tuple[dict[str, 
         ("elsewhere", "host.example"),
         ("card", "README.md of some/card has 17,825,813 bytes; it may have 16,777,216"),
         ("split", "some/split has no split 'train'; it has test"),
-        ("media", "name images or videos that are files of their own; download the repository"),
         ("none", "cannot load some/none"),
         ("here", "started/some/here in place of the Hub; start elsewhere, or name it as `path`"),
     ],
