@@ -91,7 +91,7 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
     of kept pairs as a method states it: estimate, low, high. One of the project's methods also has `against`, by kind
     of simple baselines: the best `rival`, the `advantage` over it, and `by_chance` and `if_alike`: numbers of the
     resamples in which a method that is as good as that rival counts as worse. Resamples of the same number draw the
-    same pairs of a set.
+    same pairs of a set. `bounds` are those of a sensitivity table, over all its assumptions.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -147,14 +147,24 @@ def _one(
             stated = Stated(*attrs["after"], known[np.isfinite(known)]) if "after" in attrs else None
             found = measure(made, right, simple, plan.seed, plan.cost, stated)
             head = {"method": name, "pairs": len(right), "before": float(right.mean())}
-            against = {"against": _against(made, right, simple, counts)} if name in OURS else {}
-            yield head | asdict(found) | against | {key: attrs[key] for key in ("after", "wanted") if key in attrs}
+            against = {"against": _against(made, right, simple, counts, plan.seed)} if name in OURS else {}
+            yield (
+                head
+                | asdict(found)
+                | against
+                | {key: attrs[key] for key in ("after", "wanted", "bounds") if key in attrs}
+            )
 
 
 def _against(
-    made: pd.DataFrame, label_right: np.ndarray, simple: Mapping[str, pd.DataFrame], counts: np.ndarray
+    made: pd.DataFrame,
+    label_right: np.ndarray,
+    simple: Mapping[str, pd.DataFrame],
+    counts: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """By kind of simple baselines: the best one, the difference to it, and resamples that are lost by chance."""
+    own = resample_counts(len(label_right), seed)  # as for the interval of `measure`
     keep = made["keep"].to_numpy(dtype=bool)
     right, kept = label_right ^ made["flip"].to_numpy(dtype=bool), keep.astype(float)
     found = {}
@@ -166,7 +176,7 @@ def _against(
                 key: np.flatnonzero(lost_by_chance((right, kept), others, counts, alike=alike)).tolist()
                 for key, alike in (("by_chance", False), ("if_alike", True))
             }
-            advantage = asdict(difference(right, kept, *others[rival], counts))
+            advantage = asdict(difference(right, kept, *others[rival], own))
             found[kind] = {"rival": rival, "advantage": advantage, **lost}
     return found
 

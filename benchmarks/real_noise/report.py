@@ -260,6 +260,38 @@ def _numbers_lost(sets: Sequence[str], lost: Sequence[Sequence[int]]) -> np.ndar
     return total
 
 
+def assumed_claims(records: Sequence[Record], scenarios: Mapping[str, bool]) -> str:
+    """Per method without an audit: claims that are too high, and whether the ranges that it states hold the observed.
+
+    Args:
+        records: of `duel.run`; those without claims are left out.
+        scenarios: whether there is an audit, by name of the scenario.
+    """
+    lines = [
+        "| method | draws | claims too high, mean | more than 5 points too high | greatest | range of 95% holds "
+        "| its mean width | bounds over all assumptions hold | their mean width |",
+        "|---" * 9 + "|",
+    ]
+    claiming = [r for r in records if not math.isnan(r["overclaim"]) and not scenarios[r["scenario"]]]
+    for (method,), rows in grouped(claiming, "method").items():
+        over = np.array([r["overclaim"] for r in rows])
+        stated, bounded = [r for r in rows if r["held"] is not None], [r for r in rows if "bounds" in r]
+        hold = sum(r["bounds"][0] <= r["accuracy"] <= r["bounds"][1] for r in bounded)
+        cells = [
+            method,
+            str(len(rows)),
+            _signed(over.mean()),
+            str(int((over > 0.05).sum())),
+            _signed(over.max()),
+            f"{sum(r['held'] for r in stated)} of {len(stated)}" if stated else "",
+            _percent(mean(r["after"][2] - r["after"][1] for r in stated), 0),
+            f"{hold} of {len(bounded)}" if bounded else "",
+            _percent(mean(r["bounds"][1] - r["bounds"][0] for r in bounded), 0),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def mean_claims(records: Sequence[Record], scenarios: Mapping[str, bool], audited: int, within: float = 0.02) -> str:
     """Per method, with an audit and without: errors of the mean claim, and of one that knows all but chance.
 

@@ -13,8 +13,8 @@ from benchmarks.real_noise.measures import (
     lost_by_chance,
     resample_counts,
 )
+from benchmarks.real_noise.report import assumed_claims, mean_claims
 from benchmarks.real_noise.report import lost_by_chance as lost_table
-from benchmarks.real_noise.report import mean_claims
 from benchmarks.real_noise.sets import load_set
 from dt2it_pipeline_tests.support.noisy_set import write_set
 
@@ -67,6 +67,7 @@ def test_the_project_s_methods_are_compared_with_both_kinds_of_rivals(tmp_path: 
     assert ours and all("against" not in r for r in records if r["method"] == "nothing")
     for record in ours:
         assert record["against"]["all"]["rival"] == record["rival"]
+        assert record["against"]["all"]["advantage"] == record["advantage"]
         for kind in record["against"].values():
             assert set(kind["by_chance"]) <= set(range(1000))
             assert kind["advantage"]["estimate"] >= record["against"]["all"]["advantage"]["estimate"]
@@ -81,6 +82,17 @@ def test_draws_of_one_set_are_lost_together() -> None:
     assert together.splitlines()[2] == "| ours | all | no | 2 | -10.0 | 2 | 0.2 | 2 | 1.0 | 2 |"
     apart = lost_table([row | {"set": "a"}, row | {"set": "b"}], {"one": False})
     assert apart.splitlines()[2] == "| ours | all | no | 2 | -10.0 | 2 | 0.2 | 1 | 1.0 | 2 |"
+
+
+def test_table_of_claims_without_an_audit() -> None:
+    base = {"method": "ours", "scenario": "none", "accuracy": 0.7, "bounds": (0.6, 1.0), "after": (0.8, 0.5, 0.9)}
+    rows = [
+        base | {"overclaim": 0.1, "held": True},
+        base | {"overclaim": -0.2, "held": False, "bounds": (0.8, 1.0), "after": (0.5, 0.4, 0.6)},
+        base | {"overclaim": 0.5, "scenario": "audit", "held": True},
+    ]
+    found = assumed_claims(rows, {"none": False, "audit": True}).splitlines()
+    assert found[2:] == ["| ours | 2 | -5.0 | 1 | +10.0 | 1 of 2 | 30 | 1 of 2 | 30 |"]
 
 
 def test_table_of_mean_claims() -> None:

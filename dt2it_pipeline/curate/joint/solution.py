@@ -30,7 +30,7 @@ from dt2it_pipeline.curate.joint.model import (
     JointModel,
     fit_joint_model,
 )
-from dt2it_pipeline.curate.joint.sensitivity import sensitivity
+from dt2it_pipeline.curate.joint.sensitivity import NOTED, sensitivity
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
 REASONS = (
@@ -320,10 +320,10 @@ def _sentences(
     if decisions.compared and len(assumed):
         u = evidence.features @ model.mean[: evidence.features.shape[1]]
         right = float(expit(np.abs(u[u != 0])).mean())
-        least, most = assumed["after_low"].iloc[0], assumed["after_high"].iloc[0]
+        noted = assumed[assumed["annotator_accuracy"] == NOTED].iloc[0]
         found.append(
             "the label accuracy is assumed, not measured: it takes the side that voters and judges prefer for the "
-            f"better one in {right:.0%}. If that is {assumed['annotator_accuracy'].iloc[0]:.0%}, labels that stay are "
-            f"right in {least:.0%} to {most:.0%}, depending on how often both err on the same pair"
+            f"better one in {right:.0%}. If that is {NOTED:.0%}, labels that stay are right in "
+            f"{noted['after_low']:.0%} to {noted['after_high']:.0%}, depending on how often both err on the same pair"
         )
     return found
