@@ -17,6 +17,8 @@ from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_oppone
 from dt2it_pipeline.curate.joint.decisions import (
     DROPPED,
     FLIPPED,
+    SURE,
+    TOLERABLE,
     Decisions,
     as_given,
     decide,
@@ -302,9 +304,9 @@ def _sentences(
         )
     if decisions.as_without_audit:
         found.append(
-            f"{few} checked pairs do not show with a probability of 90% that deciding by them costs no more than 0.03 "
-            "right labels per pair, if any: the other pairs are decided as without them. The estimates are those with "
-            "them. More checked pairs would help"
+            f"{few} checked pairs do not show with a probability of {SURE:.0%} that deciding by them costs no more "
+            f"than {TOLERABLE} right labels per other pair, if any: the other pairs are decided as without them. The "
+            "estimates are those with them. More checked pairs would help"
         )
     if decisions.not_flipped:
         found.append(
