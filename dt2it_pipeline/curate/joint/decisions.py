@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, expit, logit
 
-from dt2it_pipeline.curate.joint.clean_labels import TRANSFER, clean_probabilities
+from dt2it_pipeline.curate.joint.clean_labels import clean_probabilities
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
 from dt2it_pipeline.curate.joint.model import (
     LEAST_CHECKED,
@@ -41,7 +41,6 @@ SURE = 0.9  # that deciding by an audit is not worse than without it by more tha
 TOLERABLE = 0.03  # right labels per pair that nobody checked
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
-_RANGE_PAIRS, _RANGE_DRAWS, _RANGE_ROWS = 5_000, 2_048, 1_024  # the ends of a range need more draws than a mean
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
 _LEAST = 1e-6  # probabilities beyond count as this, so that log-odds are finite
 _BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
@@ -115,7 +114,8 @@ def decide(
         checked = anchors.checked[rows]
         known = checked != 0
         opposed = np.sign(checked[known]) * (p[known].mean(axis=1, dtype=np.float64) - 0.5) < 0
-        p[known] = _with_answers(p[known], checked[known], auditor)
+        odds = logit(np.clip(p[known], _LEAST, 1 - _LEAST, dtype=np.float64))
+        p[known] = expit(odds + checked[known, None] * auditor)  # and what was answered, as far as it can be believed
         mean = p.mean(axis=1, dtype=np.float64)
         made = np.full(len(mean), KEPT)
         if informative:
@@ -173,54 +173,6 @@ def decide(
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
     seen = (anchored, informative, agreement, compared, retained, not_flipped, as_without)
     return Decisions(outcome, label_right, probability, before, after, *seen)
-
-
-def accuracies(
-    evidence: Evidence, anchors: Anchors, model: JointModel, outcome: np.ndarray, draw: np.ndarray, seed: int = 0
-) -> tuple[Estimate, Estimate]:
-    """Label accuracies where trusted pairs may be easier or harder: of all pairs as given, and of those that stay.
-
-    The odds that the evidence errs differ on the pairs to be cleaned by as much as `clean_labels` allows for.
-
-    Args:
-        evidence: of n pairs.
-        anchors: as the model was fitted to.
-        model: the fitted model; it need not be the one that decided.
-        outcome: int [n]: KEPT, FLIPPED or DROPPED.
-        draw: as for `fit_joint_model`; of many pairs those with the lowest are looked at.
-        seed: of the draws.
-    """
-    checked = anchors.checked
-    if len(evidence) > _RANGE_PAIRS:
-        places = np.sort(np.argpartition(draw, _RANGE_PAIRS)[:_RANGE_PAIRS])
-        evidence, checked, outcome = evidence.rows(places), checked[places], outcome[places]
-    draws = model.draws(_RANGE_DRAWS, seed)
-    sources = max(len(evidence.source_names), 1)
-    auditor = draws[:, Layout(evidence.features.shape[1], sources).auditor]
-    easier = np.random.default_rng([seed, 1]).normal(0.0, TRANSFER, len(draws))
-    silent = ~evidence.seen & (checked == 0) & bool(evidence.seen.any())
-    groups = {name: Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
-    by_source = BySource.of(sources, len(draws))
-    for part, p in label_probabilities(evidence, draws, _RANGE_ROWS):
-        toward = np.sign(p.mean(axis=1) - 0.5)
-        moved = expit(logit(np.clip(p, _LEAST, 1 - _LEAST, dtype=np.float64)) - toward[:, None] * easier)
-        known = checked[part] != 0
-        moved[known] = _with_answers(moved[known], checked[part][known], auditor)
-        by_source.add(moved, evidence.sources[part], evidence.seen[part])
-        for name, group in groups.items():
-            group.add(moved, moved.mean(axis=1), (outcome[part] == name) & ~silent[part])
-    for rows in _blocks(np.flatnonzero(silent)):
-        p = by_source.mean(evidence.sources[rows])
-        for name, group in groups.items():
-            group.add(p, p.mean(axis=1), outcome[rows] == name)
-    everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
-    return everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
-
-
-def _with_answers(p: np.ndarray, checked: np.ndarray, auditor: np.ndarray) -> np.ndarray:
-    """P(label right) of checked pairs, [rows, draws], with what was answered, as far as it can be believed."""
-    odds = logit(np.clip(p, _LEAST, 1 - _LEAST, dtype=np.float64))
-    return np.asarray(expit(odds + checked[:, None] * auditor))
 
 
 def as_given(evidence: Evidence, anchors: Anchors) -> Decisions:

@@ -39,7 +39,7 @@ import numpy as np
 from scipy.special import expit, log_expit, logit, logsumexp
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, POSITION, VOTER, Evidence
-from dt2it_pipeline.curate.joint.priors import Layout, prior, surer_verdicts
+from dt2it_pipeline.curate.joint.priors import Layout, prior
 
 LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
@@ -140,17 +140,16 @@ class JointModel:
         return np.array(drawn).reshape(-1, len(self.components[0].mode))
 
 
-def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray, *, surer: bool = False) -> JointModel:
+def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> JointModel:
     """Fit the model of this module.
 
     Args:
         evidence: of n pairs.
         anchors: what is known to be true.
         draw: n numbers, random and different: of more than 2,000 unchecked pairs, those with the lowest are fitted to.
-        surer: judges may hardly ever err (`priors.surer_verdicts`).
     """
     layout = Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
-    problem = _Problem(layout, evidence, anchors, draw, surer=surer)
+    problem = _Problem(layout, evidence, anchors, draw)
     start = problem.mean.copy()
     modes = []
     for a in _grid(anchors.label_accuracy)[::-1]:  # from labels that are right: there the regression is an ordinary one
@@ -254,9 +253,7 @@ def _log_joint(
 class _Problem:
     """The logarithm of the posterior of one fit, its mode and its curvature for a given a."""
 
-    def __init__(
-        self, layout: Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray, *, surer: bool = False
-    ) -> None:
+    def __init__(self, layout: Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
         self.layout, self.trusted, self.anchors = layout, anchors.trusted, anchors
         unchecked = np.flatnonzero(anchors.checked == 0)
         count = max(len(unchecked), 1)
@@ -283,9 +280,6 @@ class _Problem:
         self.mean, self.precision = prior(
             layout, evidence, anchored=anchors.enough, trusted=len(anchors.trusted) >= LEAST_TRUSTED
         )
-        self.surer = surer_verdicts(evidence, self.mean) if surer else None
-        if self.surer is not None:
-            self.precision[self.surer[0], self.surer[0]] = 0.0
 
     def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log posterior, and its gradient."""
@@ -302,11 +296,6 @@ class _Problem:
             auditor = t[layout.auditor]
             value += self.anchors.contradictions * float(log_expit(auditor) + log_expit(-auditor))
             gradient[layout.auditor] += self.anchors.contradictions * float(expit(-auditor) - expit(auditor))
-        if self.surer is not None:
-            places, right, wrong = self.surer
-            w = t[places]
-            value += float(right @ log_expit(w) + wrong * log_expit(-w).sum())
-            gradient[places] += right * expit(-w) - wrong * expit(w)
         off = t - self.mean
         return value - 0.5 * float(off @ self.precision @ off), gradient - self.precision @ off
 

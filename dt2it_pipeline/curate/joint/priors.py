@@ -18,7 +18,6 @@ _SOURCE_SPREAD = 0.4
 _VOTERS, _VOTER_SPREAD = (1.6, 1.5), 1.2  # the sum of voters' weights; single ones
 _VERDICT, _PER_LEAD = 0.9, 0.7
 _VERDICT_SPREAD = {False: 0.9, True: 1.5}  # with an anchor, data may say that judges are better or worse
-_HALF_AN_ERROR = 0.5  # that the prior of surer verdicts counts as, as Jeffreys's prior does
 _SPREAD = {JUDGE: 0.5, POSITION: 0.6}
 _LENGTH_SPREAD = {False: 0.4, True: 1.0}  # without an anchor, labels that favour a length rather have a length bias
 _KAPPA, _KAPPA_SPREAD = 0.8, 0.6
@@ -93,20 +92,3 @@ def prior(layout: Layout, evidence: Evidence, *, anchored: bool, trusted: bool) 
     put(layout.auditor, *AUDITOR)
     put(layout.size - 1, *LABEL)
     return mean, precision
-
-
-def surer_verdicts(evidence: Evidence, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """A prior of judges that may hardly ever err: Beta distributions of their accuracies, in place of normal ones.
-
-    A normal prior of log-odds rules out that a verdict errs in 1% and less. A Beta distribution with the same mode
-    counts as half an error, and as so many right verdicts as that takes. Its tail falls by e^(-w/2).
-
-    Args:
-        evidence: whose features the weights are of.
-        mean: of the normal prior, float64 [parameters].
-
-    Returns:
-        Places of the weights; right verdicts that each counts as, float64; wrong ones.
-    """
-    places = np.flatnonzero(evidence.of(NET_VERDICT))
-    return places, _HALF_AN_ERROR * np.exp(mean[places]), _HALF_AN_ERROR

@@ -20,7 +20,6 @@ from dt2it_pipeline.curate.joint.decisions import (
     SURE,
     TOLERABLE,
     Decisions,
-    accuracies,
     as_given,
     decide,
     verdict_gain,
@@ -177,12 +176,6 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
     else:
         without = _without_audit(joined, anchors, observed.draw, prices.bound, seed)
         decisions = decide(evidence, anchors, model, prices.bound, seed, without)
-        if len(anchors.trusted) >= LEAST_TRUSTED:
-            surer = fit_joint_model(evidence, anchors, observed.draw, surer=True)
-            before, after = accuracies(evidence, anchors, surer, decisions.outcome, observed.draw, seed)
-            decisions = replace(
-                decisions, before=decisions.before.widened(before), after=decisions.after.widened(after)
-            )
     decisions.outcome[observed.same_side] = DROPPED
     wanted, gain = _wanted(observed, evidence, model, decisions, prices)
     assumed = pd.DataFrame()

@@ -23,10 +23,6 @@ class Estimate:
     def __str__(self) -> str:
         return "not known" if np.isnan(self.estimate) else f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
 
-    def widened(self, other: Estimate) -> Estimate:
-        """The same number, between the bounds of both."""
-        return Estimate(self.estimate, min(self.low, other.low), max(self.high, other.high))
-
 
 UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
