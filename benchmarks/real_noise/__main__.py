@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_noise.duel import METHODS, OURS, Plan, one_thread, run
-from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
+from benchmarks.real_noise.report import (
+    assumed_claims,
+    beaten,
+    claims_summary,
+    harm_summary,
+    losses,
+    lost_by_chance,
+    mean_claims,
+    tables,
+)
 from benchmarks.real_noise.sets import AUDITED, SetError, load_sets, scenarios
 
 
@@ -92,6 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n### Harm\n\n{harm_summary(records)}")
     audits = {each.name: each.audit for given_set in sets for each in scenarios(given_set)}
     print(f"\n### Claims\n\n{claims_summary(records, audits)}")
+    print(f"\n### Claims without an audit\n\n{assumed_claims(records, audits)}")
+    print(f"\n### Mean claim, beside right claims\n\n{mean_claims(records, audits, plan.audited)}")
+    print(f"\n### Lost to simple ones, by chance\n\n{lost_by_chance(records, audits)}")
     print(f"\n### Beaten by a simple baseline, beyond chance\n\n{beaten(records, OURS)}")
     for remark in remarks:
         print(f"\n{remark}")

@@ -4,7 +4,7 @@
 
 Each world has three voters that err alike in part, two judges, one source and lengths. Its parameters are drawn from
 the model's own prior, its truth and labels from the model, and the audited pairs at random. So what the claims miss
-there is chance, and what the audit leaves open.
+there is chance, and what the audit leaves open. Without an audit (`--audits 0`) it is what the assumptions leave open.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.real_noise.duel import one_thread
 from benchmarks.real_noise.measures import Calibration, calibration, stated_level_spread
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED
 from dt2it_pipeline.curate.joint.evidence import gather_evidence
+from dt2it_pipeline.curate.joint.model import LEAST_CHECKED
 from dt2it_pipeline.curate.joint.priors import Layout, prior
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, solve
 
@@ -37,7 +38,7 @@ def world(pairs: int, audited: int, seed: int) -> tuple[Observed, np.ndarray]:
     sources = np.full(pairs, "s")
     evidence = gather_evidence(margins, _VOTERS, verdicts, _JUDGES, length, sources)
     layout = Layout(evidence.features.shape[1], 1)
-    mean, precision = prior(layout, evidence, anchored=True, trusted=False)
+    mean, precision = prior(layout, evidence, anchored=audited >= LEAST_CHECKED, trusted=False)
     t = rng.multivariate_normal(mean, np.linalg.inv(precision))
     u = evidence.features @ t[: layout.features]
     c, a = t[layout.kappa] * u + t[layout.length_bias] * evidence.length, t[-1] + t[layout.deviations][0]

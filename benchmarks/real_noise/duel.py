@@ -14,7 +14,15 @@ import pandas as pd
 
 from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
-from benchmarks.real_noise.measures import Stated, measure
+from benchmarks.real_noise.measures import (
+    Stated,
+    at_same_share,
+    best_of,
+    difference,
+    lost_by_chance,
+    measure,
+    resample_counts,
+)
 from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
 
 Method = Callable[[Evidence], pd.DataFrame]
@@ -27,6 +35,10 @@ SIMPLE: Mapping[str, Method] = {
     "drop, both": baselines.drop_both,
     "judges' majority": baselines.judges_majority,
     "audit regression": baselines.audit_regression,
+}
+RIVALS: Mapping[str, tuple[str, ...]] = {
+    "all": tuple(SIMPLE),
+    "that do not relabel": ("nothing", "drop, voters", "drop, judges", "drop, both"),
 }
 PUBLISHED: Mapping[str, Method] = {
     "LLM-Judge-R": prefcleanbench.llm_judge_r,
@@ -76,7 +88,10 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
 
     A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
     label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}; `after` is the label accuracy
-    of kept pairs as a method states it: estimate, low, high.
+    of kept pairs as a method states it: estimate, low, high. One of the project's methods also has `against`, by kind
+    of simple baselines: the best `rival`, the `advantage` over it, and `by_chance` and `if_alike`: numbers of the
+    resamples in which a method that is as good as that rival counts as worse. Resamples of the same number draw the
+    same pairs of a set. `bounds` are those of a sensitivity table, over all its assumptions.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -123,6 +138,8 @@ def _one(
             if name in plan.methods:
                 reasons.setdefault(name, []).append(error)
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
+    place = pd.Series(np.arange(len(given.pairs)), given.pairs["pair_id"])[evidence.pairs["pair_id"]].to_numpy()
+    counts = resample_counts(len(given.pairs), plan.seed)[:, place[measured]]  # the same of all draws of a set
     for name in plan.methods:
         if name in answers:
             made, attrs = answers[name][measured], answers[name].attrs
@@ -130,7 +147,38 @@ def _one(
             stated = Stated(*attrs["after"], known[np.isfinite(known)]) if "after" in attrs else None
             found = measure(made, right, simple, plan.seed, plan.cost, stated)
             head = {"method": name, "pairs": len(right), "before": float(right.mean())}
-            yield head | asdict(found) | {key: attrs[key] for key in ("after", "wanted") if key in attrs}
+            against = {"against": _against(made, right, simple, counts, plan.seed)} if name in OURS else {}
+            yield (
+                head
+                | asdict(found)
+                | against
+                | {key: attrs[key] for key in ("after", "wanted", "bounds") if key in attrs}
+            )
+
+
+def _against(
+    made: pd.DataFrame,
+    label_right: np.ndarray,
+    simple: Mapping[str, pd.DataFrame],
+    counts: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
+    """By kind of simple baselines: the best one, the difference to it, and resamples that are lost by chance."""
+    own = resample_counts(len(label_right), seed)  # as for the interval of `measure`
+    keep = made["keep"].to_numpy(dtype=bool)
+    right, kept = label_right ^ made["flip"].to_numpy(dtype=bool), keep.astype(float)
+    found = {}
+    for kind, names in RIVALS.items():
+        others = at_same_share({name: simple[name] for name in names if name in simple}, label_right, int(keep.sum()))
+        if others:
+            rival = best_of(others)
+            lost = {
+                key: np.flatnonzero(lost_by_chance((right, kept), others, counts, alike=alike)).tolist()
+                for key, alike in (("by_chance", False), ("if_alike", True))
+            }
+            advantage = asdict(difference(right, kept, *others[rival], own))
+            found[kind] = {"rival": rival, "advantage": advantage, **lost}
+    return found
 
 
 def _after(answer: pd.DataFrame, label_right: np.ndarray) -> np.ndarray:

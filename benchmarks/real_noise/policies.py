@@ -52,8 +52,9 @@ def clean_preferences(evidence: Evidence) -> pd.DataFrame:
     """`clean_preferences` with its defaults; all votes there are count as calls.
 
     `attrs["after"]` of the answer holds estimate, low and high of the label accuracy of kept pairs as it states them,
-    `attrs["audited_too"]` whether these are all kept pairs or the ones that are not audited, and `attrs["wanted"]` the
-    number of pairs on which it wants a verdict.
+    `attrs["audited_too"]` whether these are all kept pairs or the ones that are not audited, `attrs["wanted"]` the
+    number of pairs on which it wants a verdict, and `attrs["bounds"]` the least and greatest of that accuracy over all
+    assumptions of its sensitivity table, where it has one.
 
     Raises:
         NotApplicable: this version of the project has no such function.
@@ -108,6 +109,8 @@ def _clean_preferences(evidence: Evidence, votes: pd.DataFrame, found: Any = Non
     after = found.label_accuracy.after
     made.attrs["after"] = tuple(float(getattr(after, name)) for name in ("estimate", "low", "high"))
     made.attrs["wanted"] = len(found.wanted)
+    if len(table := found.sensitivity):
+        made.attrs["bounds"] = float(table["after_low"].min()), float(table["after_high"].max())
     made.attrs["audited_too"] = bool(rows["outcome"].notna().all())
     return made
 

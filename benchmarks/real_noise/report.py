@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.real_noise.measures import benjamini_hochberg, holm
+from benchmarks.real_noise.measures import (
+    ClaimErrors,
+    benjamini_hochberg,
+    errors_of_audited_level,
+    errors_of_known_level,
+    holm,
+)
+from benchmarks.real_noise.measures.comparison import RESAMPLES
 
 Record = Mapping[str, Any]
 Key = tuple[str, ...]
@@ -210,6 +217,123 @@ def beaten(records: Sequence[Record], ours: Iterable[str], level: float = 0.05) 
                 f"{min(r['holm'] for r in lost):.3f} (Holm), {min(r['rate'] for r in lost):.3f}"
             )
     return "\n".join(lines) or "- nothing was compared"
+
+
+def lost_by_chance(records: Sequence[Record], scenarios: Mapping[str, bool]) -> str:
+    """Per method: in how many draws it is significantly worse, and in how many one as good as the best would be.
+
+    Of the number by chance stand the mean and the 95% quantile. Draws of one set share pairs, so they are drawn anew
+    together; sets are independent.
+
+    Args:
+        records: of `duel.run`; those without `against` are left out.
+        scenarios: whether there is an audit, by name of the scenario.
+    """
+    lines = [
+        "| method | simple ones | audit | draws | against the best, mean | significantly worse | by chance: mean "
+        "| 95% quantile | if all simple ones are alike: mean | 95% quantile |",
+        "|---" * 10 + "|",
+    ]
+    for (method,), of_method in grouped([r for r in records if "against" in r], "method").items():
+        for kind in dict.fromkeys(kind for r in of_method for kind in r["against"]):
+            for audit in (True, False):
+                rows = [r for r in of_method if scenarios[r["scenario"]] is audit and kind in r["against"]]
+                if not rows:
+                    continue
+                found = [r["against"][kind] for r in rows]
+                cells = [method, kind, "yes" if audit else "no", str(len(rows))]
+                cells += [_signed(mean(each["advantage"]["estimate"] for each in found))]
+                cells += [str(sum(map(worse, found)))]
+                for key in ("by_chance", "if_alike"):
+                    numbers = _numbers_lost([r["set"] for r in rows], [each[key] for each in found])
+                    cells += [f"{numbers.mean():.1f}", f"{np.quantile(numbers, 0.95):.0f}"]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _numbers_lost(sets: Sequence[str], lost: Sequence[Sequence[int]]) -> np.ndarray:
+    """How many draws are lost by chance, int [resamples], where draws of different sets are independent."""
+    rng, total = np.random.default_rng(0), np.zeros(RESAMPLES, dtype=int)
+    for name in dict.fromkeys(sets):
+        of_set = [np.asarray(each, dtype=int) for given, each in zip(sets, lost, strict=True) if given == name]
+        total += rng.permutation(np.bincount(np.concatenate(of_set), minlength=RESAMPLES))
+    return total
+
+
+def assumed_claims(records: Sequence[Record], scenarios: Mapping[str, bool]) -> str:
+    """Per method without an audit: claims that are too high, and whether the ranges that it states hold the observed.
+
+    Args:
+        records: of `duel.run`; those without claims are left out.
+        scenarios: whether there is an audit, by name of the scenario.
+    """
+    lines = [
+        "| method | draws | claims too high, mean | more than 5 points too high | greatest | range of 95% holds "
+        "| its mean width | bounds over all assumptions hold | their mean width |",
+        "|---" * 9 + "|",
+    ]
+    claiming = [r for r in records if not math.isnan(r["overclaim"]) and not scenarios[r["scenario"]]]
+    for (method,), rows in grouped(claiming, "method").items():
+        over = np.array([r["overclaim"] for r in rows])
+        stated, bounded = [r for r in rows if r["held"] is not None], [r for r in rows if "bounds" in r]
+        hold = sum(r["bounds"][0] <= r["accuracy"] <= r["bounds"][1] for r in bounded)
+        cells = [
+            method,
+            str(len(rows)),
+            _signed(over.mean()),
+            str(int((over > 0.05).sum())),
+            _signed(over.max()),
+            f"{sum(r['held'] for r in stated)} of {len(stated)}" if stated else "",
+            _percent(mean(r["after"][2] - r["after"][1] for r in stated), 0),
+            f"{hold} of {len(bounded)}" if bounded else "",
+            _percent(mean(r["bounds"][1] - r["bounds"][0] for r in bounded), 0),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean_claims(records: Sequence[Record], scenarios: Mapping[str, bool], audited: int, within: float = 0.02) -> str:
+    """Per method, with an audit and without: errors of the mean claim, and of one that knows all but chance.
+
+    Args:
+        records: of `duel.run`; those without claims are left out.
+        scenarios: whether there is an audit, by name of the scenario.
+        audited: pairs of an audit.
+        within: greatest error that counts as small.
+    """
+    lines = [
+        "| method | audit | claims | draws | mean error | absolute | root mean square "
+        f"| within {100 * within:.0f} points |",
+        "|---" * 8 + "|",
+    ]
+    claiming = [r for r in records if not math.isnan(r["overclaim"])]
+    for (method,), of_method in grouped(claiming, "method").items():
+        for audit in (True, False):
+            rows = [r for r in of_method if scenarios[r["scenario"]] is audit]
+            if not rows:
+                continue
+            errors = np.array([r["overclaim"] for r in rows])
+            own = errors.mean(), np.abs(errors).mean(), np.square(errors).mean(), np.mean(np.abs(errors) <= within)
+            drawn: dict[str, tuple[float, ...]] = {"its own": own}
+            right, kept = [r["accuracy"] for r in rows], [max(round(r["kept"] * r["pairs"]), 1) for r in rows]
+            perfect = [errors_of_known_level(p, n, within) for p, n in zip(right, kept, strict=True)]
+            drawn["probabilities known"] = _expected(perfect)
+            if audit:
+                among = [max(round(audited * r["kept"]), 1) for r in rows]
+                by_audit = zip(right, kept, among, strict=True)
+                level = [errors_of_audited_level(p, n, m, within) for p, n, m in by_audit]
+                drawn["share right in the audit"] = _expected(level)
+            yes = "yes" if audit else "no"
+            for name, (signed, absolute, squared, near) in drawn.items():
+                figures = [_signed(signed), _percent(absolute), _percent(math.sqrt(squared)), f"{near:.0%}"]
+                lines.append(f"| {method} | {yes} | {name} | {len(rows)} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def _expected(errors: Sequence[ClaimErrors]) -> tuple[float, float, float, float]:
+    """Mean error, absolute, squared, and the share that is small: means over draws of claims without a bias."""
+    absolute, squared, near = np.mean([[e.absolute, e.squared, e.within] for e in errors], axis=0).tolist()
+    return 0.0, absolute, squared, near
 
 
 def _interval(value: Mapping[str, float]) -> str:

@@ -57,9 +57,10 @@ class CleanedPreferences:
         label_accuracy: before and after, with intervals of 95% by the model; not a number where nothing can be used.
         wanted: pairs that are worth a judge call, best first: `pair_id`, `gain` (expected, in right labels; not a
             number for pairs drawn at random to check sure ones) and `why`. Their outcome is the one without a verdict.
-        sensitivity: without an anchor, what follows if voters and judges together are right in 70, 80 or 90%:
-            `annotator_accuracy`; `label_accuracy` and `accuracy_after`, as the model expects them; `after_low` and
-            `after_high`, between which the latter lies however often both err on the same pair.
+        sensitivity: without an anchor, what follows if voters and judges together are right in 50, 60, 70, 80, 90 or
+            99%: `annotator_accuracy`; `label_accuracy` and `accuracy_after`, as the model expects them; `after_low` and
+            `after_high`, between which the latter lies however often both err on the same pair, if labels that they
+            leave open are right in a half of the pairs at least.
         notes: sentences: what is assumed, what was not used, why nothing was flipped.
     """
 

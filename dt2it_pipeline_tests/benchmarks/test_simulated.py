@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.simulated import audits, harm
+from benchmarks.simulated import audits, harm, rules
 from benchmarks.simulated.audits import compared, drawn_world
 from benchmarks.simulated.worlds import ERRORS, SHAPES, World, answers
-from dt2it_pipeline.curate.joint import decisions, solution
+from dt2it_pipeline.curate.joint import clean_labels, decisions, solution
 
 
 @pytest.mark.parametrize("errors", ERRORS)
@@ -47,6 +47,24 @@ def test_tables_have_a_row_per_audit_and_per_kind_of_world(capsys: pytest.Captur
     found = harm.cleaned(World(60, 3, 1.0, 0.9, "normal", "even", 0), "trusted")
     assert found["before"] == 1.0 and found["flipped"] == 0.0 and not found["harm"]
     assert drawn_world(60, 7, (2,)).voters == 2
+
+
+def test_rules_are_compared_on_the_same_worlds_and_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    usual = decisions.SURE, decisions.TOLERABLE, clean_labels.TRANSFER
+    rules.main(["--worlds", "1", "--pairs", "60", "--audits", "15", "--auditors", "1"])
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| ")]
+    first, second = list(rules.OF_AUDITS), list(rules.OF_TRUSTED)
+    assert [row.split(" | ")[0][2:] for row in rows[1 : 1 + len(first)]] == first
+    assert [row.split(" | ")[0][2:] for row in rows[2 + len(first) :]] == second
+    assert usual == (decisions.SURE, decisions.TOLERABLE, clean_labels.TRANSFER)
+    assert rules.OF_AUDITS["90%, 0.03 lost"] == usual[:2] and usual[2] in rules.OF_TRUSTED.values()
+
+
+def test_a_rule_that_is_never_sure_changes_nothing_that_nobody_checked() -> None:
+    world = drawn_world(200, 3)
+    with rules.setting(decisions, SURE=1.01):
+        (row,) = compared(world, (50,), (1.0,))
+    assert row["others with: utility"] == row["others without: utility"]
 
 
 @pytest.mark.heavy

@@ -74,6 +74,25 @@ def utility(right: np.ndarray, keep: np.ndarray, cost: float) -> float:
     return float(np.mean(np.where(keep, np.where(right, 1.0, -cost), 0.0)))
 
 
+def at_same_share(
+    simple: Mapping[str, pd.DataFrame], label_right: np.ndarray, kept: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each method, bool [n] its labels are right, and float [n] how much of each pair it keeps if `kept` in all.
+
+    Empty where nothing is kept.
+    """
+    made = {}
+    for name, answer in simple.items() if kept else ():
+        right = label_right ^ answer["flip"].to_numpy(dtype=bool)
+        made[name] = (right, same_share(answer["score"].to_numpy(dtype=np.float64), kept))
+    return made
+
+
+def best_of(others: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """The name of the method of `at_same_share` with the greatest share of right labels; "" where there is none."""
+    return max(others, key=lambda name: np.average(others[name][0], weights=others[name][1]), default="")
+
+
 def measure(
     answer: pd.DataFrame,
     label_right: np.ndarray,
@@ -103,11 +122,8 @@ def measure(
     if stated is not None and math.isfinite(stated.high - stated.low) and keep.any():
         held = bool(stated.low <= np.append(right[keep], stated.known).mean() <= stated.high)
         spread = stated_level_spread(claimed[claims], len(stated.known), stated.low, stated.high)
-    others = {}
-    for name, other in simple.items() if keep.any() else ():
-        theirs = label_right ^ other["flip"].to_numpy(dtype=bool)
-        others[name] = (theirs, same_share(other["score"].to_numpy(dtype=np.float64), keep.sum()))
-    rival = max(others, key=lambda name: np.average(others[name][0], weights=others[name][1]), default="")
+    others = at_same_share(simple, label_right, int(keep.sum()))
+    rival = best_of(others)
     return Measured(
         kept=float(keep.mean()),
         accuracy=accuracy,

@@ -39,7 +39,7 @@ class Interval:
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def resample_counts(count: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
     """How often each of `count` pairs is drawn in each bootstrap resample: float64 [resamples, count]."""
     drawn = np.random.default_rng([seed, 2]).multinomial(count, np.full(count, 1 / count), size=resamples)

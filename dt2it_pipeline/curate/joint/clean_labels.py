@@ -33,7 +33,7 @@ from dt2it_pipeline.curate.joint.model import Anchors, label_probabilities
 from dt2it_pipeline.curate.joint.priors import AUDITOR, LABEL
 
 _CLEAN = 0.5  # probability that all labels of a source are right, before any data
-_TRANSFER = 0.5  # spread of log-odds: annotators err by 0.37 to 2.7 times the odds on the pairs to be cleaned
+TRANSFER = 0.5  # spread of log-odds: annotators err by 0.37 to 2.7 times the odds on the pairs to be cleaned
 _MOST = 1_000  # pairs; more count as so many with the same shares: they would magnify what the hypotheses leave out
 _ERRORS = expit(np.arange(-9.0, 9.01, 0.05))  # shares of right labels that annotators dispute
 _QUANTILES = 64  # of the priors of label accuracy and of an auditor's errors
@@ -83,7 +83,7 @@ def _clean(disputed: int, pairs: int, errors: np.ndarray, known: np.ndarray, wro
         answers: of how many.
     """
     e, w = _ERRORS[:, None], expit(-_quantiles(*LABEL))
-    of_trusted = expit(logit(e) + _quantiles(0.0, _TRANSFER, _FEW_QUANTILES))
+    of_trusted = expit(logit(e) + _quantiles(0.0, TRANSFER, _FEW_QUANTILES))
     of_e = np.log(_ERRORS * (1 - _ERRORS))  # the uniform prior, since the grid is one of log-odds
     of_e += _log_binomial(errors[0], known[0], _ERRORS)
     of_e += logsumexp(_log_binomial(errors[1], known[1], of_trusted), axis=1)

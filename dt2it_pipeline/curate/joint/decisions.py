@@ -37,8 +37,8 @@ from dt2it_pipeline.curate.joint.sums import BySource, Estimate, Sum
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
 _ONE_SIDED = 1.282  # standard deviations: 90%
-_SURE = 0.9  # that deciding by an audit is not worse than without it by more than is tolerable
-_TOLERABLE = 0.03  # right labels per pair
+SURE = 0.9  # that deciding by an audit is not worse than without it by more than is tolerable
+TOLERABLE = 0.03  # right labels per pair that nobody checked
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
@@ -253,7 +253,7 @@ def _surely_no_worse(
     Args:
         old: outcomes, int [n].
         new: the same.
-        where: bool [n], pairs that count.
+        where: bool [n], pairs that count: those that nobody checked, since the others end as they were answered.
         summed: expected right labels of the pairs at some places.
         cost: of a wrong label that is kept, in right ones.
     """
@@ -266,7 +266,7 @@ def _surely_no_worse(
             DROPPED: np.zeros_like(right.right),
         }
         gain = gain + worth[after] - worth[before]
-    return float(np.mean(gain > -_TOLERABLE * len(old))) >= _SURE
+    return float(np.mean(gain >= -TOLERABLE * where.sum())) >= SURE
 
 
 def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: Sum, deviations: float) -> np.ndarray:

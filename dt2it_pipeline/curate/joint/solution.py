@@ -17,6 +17,8 @@ from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_oppone
 from dt2it_pipeline.curate.joint.decisions import (
     DROPPED,
     FLIPPED,
+    SURE,
+    TOLERABLE,
     Decisions,
     as_given,
     decide,
@@ -30,7 +32,7 @@ from dt2it_pipeline.curate.joint.model import (
     JointModel,
     fit_joint_model,
 )
-from dt2it_pipeline.curate.joint.sensitivity import sensitivity
+from dt2it_pipeline.curate.joint.sensitivity import NOTED, sensitivity
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
 REASONS = (
@@ -302,9 +304,9 @@ def _sentences(
         )
     if decisions.as_without_audit:
         found.append(
-            f"{few} checked pairs do not show with a probability of 90% that deciding by them costs no more than 0.03 "
-            "right labels per pair, if any: the other pairs are decided as without them. The estimates are those with "
-            "them. More checked pairs would help"
+            f"{few} checked pairs do not show with a probability of {SURE:.0%} that deciding by them costs no more "
+            f"than {TOLERABLE} right labels per other pair, if any: the other pairs are decided as without them. The "
+            "estimates are those with them. More checked pairs would help"
         )
     if decisions.not_flipped:
         found.append(
@@ -320,10 +322,10 @@ def _sentences(
     if decisions.compared and len(assumed):
         u = evidence.features @ model.mean[: evidence.features.shape[1]]
         right = float(expit(np.abs(u[u != 0])).mean())
-        least, most = assumed["after_low"].iloc[0], assumed["after_high"].iloc[0]
+        noted = assumed[assumed["annotator_accuracy"] == NOTED].iloc[0]
         found.append(
             "the label accuracy is assumed, not measured: it takes the side that voters and judges prefer for the "
-            f"better one in {right:.0%}. If that is {assumed['annotator_accuracy'].iloc[0]:.0%}, labels that stay are "
-            f"right in {least:.0%} to {most:.0%}, depending on how often both err on the same pair"
+            f"better one in {right:.0%}. If that is {NOTED:.0%}, labels that stay are right in "
+            f"{noted['after_low']:.0%} to {noted['after_high']:.0%}, depending on how often both err on the same pair"
         )
     return found

@@ -38,7 +38,7 @@ def build_round_report(
         group=GROUP,
         part="evaluation",
         stage="report",
-        code_version="11",
+        code_version="12",
         kinds={"html"},
         tables=("benchmark_scores",),
         reconciles=False,

@@ -65,7 +65,7 @@ def test_pairs_nobody_checked_are_decided_by_an_audit_only_where_that_is_surely_
     before = decide(evidence, anchors(evidence), fit_joint_model(evidence, anchors(evidence), np.arange(300)), 0.8)
     model = fit_joint_model(evidence, known, np.arange(300))
     by_audit = decide(evidence, known, model, 0.8)
-    monkeypatch.setattr(decisions, "_SURE", sure)
+    monkeypatch.setattr(decisions, "SURE", sure)
     found = decide(evidence, known, model, 0.8, 0, before)
     assert (by_audit.outcome != before.outcome)[30:].any() and found.as_without_audit is as_without
     assert (found.outcome[30:] == (before if as_without else by_audit).outcome[30:]).all()
@@ -93,6 +93,8 @@ def test_how_sure_a_change_is_worth_it_is_counted_over_draws() -> None:
     assert decisions._surely_no_worse(kept, dropped, ~everywhere, summed, 4.0)  # nothing changes
     p[:, :2] = 0.795  # then keeping is worth -0.025 per pair: no more than is tolerable
     assert decisions._surely_no_worse(dropped, kept, everywhere, summed, 4.0)
+    p[:, :2] = 0.79  # -0.05 per pair; two checked pairs, which end as they were answered, do not make it less
+    assert not decisions._surely_no_worse(dropped, kept, np.arange(4) < 2, summed, 4.0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])

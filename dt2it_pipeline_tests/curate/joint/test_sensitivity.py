@@ -27,8 +27,13 @@ def test_bounds_are_those_of_all_ways_to_err(seed: int) -> None:
         right[list(errors)] = False  # of annotators
         label = np.where(u > 0, right, ~right)
         found.append(label[stays].mean())
-    low, high = _bounds(u, np.ones(10, dtype=bool), stays, np.zeros(10), 0.7)
+    low, high = _bounds(u, np.ones(10, dtype=bool), stays, 0.7)
     assert (low, high) == pytest.approx((min(found), max(found)))
+
+
+def test_labels_that_annotators_leave_open_are_right_in_a_half_to_all() -> None:
+    u, stays = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]), np.ones(6, dtype=bool)
+    assert _bounds(u, u != 0, stays, 0.75) == pytest.approx((4 / 6, 5 / 6))
 
 
 def made(count: int, label: float, annotators: float, shared: float, seed: int = 0) -> tuple[Evidence, np.ndarray]:
@@ -58,8 +63,9 @@ def test_the_truth_lies_between_the_bounds_of_the_assumption_that_is_so(annotato
     assert (table["after_low"] <= table["accuracy_after"]).all() and (
         table["accuracy_after"] <= table["after_high"]
     ).all()
-    assert table["accuracy_after"].is_monotonic_increasing
-    if shared == 0:
+    if decisions.informative:  # else labels agree with annotators by chance, and those that are right make them wrong
+        assert table["accuracy_after"].is_monotonic_increasing
+    if shared == 0 and annotators >= 0.7:  # what annotators near chance show of labels is mostly the prior
         assert row["accuracy_after"] == pytest.approx(true, abs=0.11)
 
 
