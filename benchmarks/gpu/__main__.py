@@ -216,7 +216,7 @@ def cases_of(shape: str, given: argparse.Namespace, *, cuda: bool) -> list[Case]
     for changes in given.also:
         sections = {change.partition(".")[0] for change in changes}
         varied = _with_changes(make_case(shape, given, changes, cuda=cuda), given)
-        concerned = [case for case in varied if _DEPENDS_ON.get(case.kind) in sections]
+        concerned = list({case.label: case for case in varied if _DEPENDS_ON.get(case.kind) in sections}.values())
         if not concerned:
             raise ValueError(f"--also {' '.join(changes)}: none of the cases depends on it")
         words = ", ".join(change.partition(".")[2] for change in changes)

@@ -100,17 +100,17 @@ def test_a_change_runs_the_cases_that_it_concerns_again(tmp_path: Path) -> None:
         "--also",
         "scoring.tokens_per_batch=64",
     ]
-    command = ["--work", str(tmp_path), "--set", "training.lora.rank=4", "--cases", "train,score,sample"]
+    command = ["--work", str(tmp_path), "--set", "training.lora.rank=4", "--cases", "train,score,sample,train"]
     given = arguments().parse_args([*command, *changes, "--profile"])
     made = cases_of("tiny", given, cuda=False)
-    assert [each.label for each in made[7:]] == [
+    assert [each.label for each in made[8:]] == [
         "train, LoRA 4, shared_prefix=false, max_grad_norm=2",
         "score one at a time, tokens_per_batch=64",
         "score (transformers), tokens_per_batch=64",
         "score (vllm), tokens_per_batch=64",
     ]
-    assert made[0].settings.shared_prefix and not made[7].settings.shared_prefix
-    assert made[7].settings.lora is not None and made[9].scoring_settings.tokens_per_batch == 64
+    assert made[0].settings.shared_prefix and not made[8].settings.shared_prefix
+    assert made[8].settings.lora is not None and made[10].scoring_settings.tokens_per_batch == 64
     with pytest.raises(ValueError, match=r"--also scoring.tokens_per_batch=64: none of the cases depends on it"):
         cases_of("tiny", arguments().parse_args(["--cases", "train", *changes[2:]]), cuda=False)
 
