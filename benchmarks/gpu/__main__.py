@@ -14,43 +14,48 @@ Models have random weights, images are made, both once, into `--work` (18 GB for
 - llamafactory: LLaMA-Factory's trainer on the same model and pairs, where --llamafactory-python names its environment.
 
 Every case has a process of its own. What fails, out of memory included, is a line of the table; its log is kept.
+--also runs cases again with other settings, --minutes bounds it all, and --json is written after every case.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.environment import WORKER_ENVIRONMENT
 from benchmarks.gpu import figures
 from benchmarks.gpu.case import Case
-from benchmarks.gpu.cases import RESULT
 from benchmarks.gpu.data import WORKLOADS
 from benchmarks.gpu.figures import Result
 from benchmarks.gpu.parity import PARITY_NOTE, parity_table
+from benchmarks.gpu.processes import NOT_BEGUN, commit, log_of, start
 from benchmarks.gpu.shapes import SHAPES
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.storage.atomic import write_json_atomic
 
 CASES = ("train", "bare", "score", "sample", "parity", "llamafactory")
 _MEASURED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu")
-_ROOT = Path(__file__).resolve().parents[2]
+# The section of the recipe that a kind of case depends on, of those that --also runs again.
+_DEPENDS_ON = {
+    "train": "training",
+    "bare": "training",
+    "llamafactory": "training",
+    "naive": "scoring",
+    "score": "scoring",
+}
 _SECTIONS: dict[str, type[TrainingSettings] | type[ScoringSettings]] = {
     "training": TrainingSettings,
     "scoring": ScoringSettings,
@@ -72,6 +77,11 @@ def arguments() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
         help="a setting of the recipe's section `training` or `scoring`, its value in YAML; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--also", action="append", default=[], type=str.split, metavar='"SECTION.KEY=VALUE ..."',
+        help="run the cases that a change of settings concerns once more with it; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, help="what has not ended by then is stopped, and is no figure")
     parser.add_argument("--steps", type=_positive, help="measured steps; default 10, of a tiny shape 4")
     parser.add_argument("--warmup", type=_positive, help="steps before them; default 3, of a tiny shape 1")
     parser.add_argument("--answer-tokens", type=_positive, default=128, help="of the longest sampled answer")
@@ -156,8 +166,8 @@ def their_settings(changes: list[str]) -> dict[str, Any]:
     return found
 
 
-def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
-    """What all cases of a shape have in common. Raises ValueError as `settings` does."""
+def make_case(shape: str, given: argparse.Namespace, changes: Sequence[str] = (), *, cuda: bool) -> Case:
+    """What all cases of a shape have in common, with changes on top. Raises ValueError as `settings` does."""
     tiny = SHAPES[shape].workload == "small"
     steps, warmup = given.steps or (4 if tiny else 10), given.warmup or (1 if tiny else 3)
     pixels = {name: part.max_pixels for name, part in WORKLOADS[SHAPES[shape].workload].items()}
@@ -185,8 +195,8 @@ def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
         shape=shape,
         work=str(given.work.resolve()),
         place="",
-        training=settings("training", training, given.set),
-        scoring=settings("scoring", scoring, given.set),
+        training=settings("training", training, [*given.set, *changes]),
+        scoring=settings("scoring", scoring, [*given.set, *changes]),
         steps=steps,
         warmup=warmup,
         answer_tokens=min(given.answer_tokens, 16) if tiny else given.answer_tokens,
@@ -196,8 +206,25 @@ def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
     )
 
 
-def cases_of(common: Case, given: argparse.Namespace) -> list[Case]:
-    """The processes of a shape, in order."""
+def cases_of(shape: str, given: argparse.Namespace, *, cuda: bool) -> list[Case]:
+    """The processes of a shape, in order: all cases, then those that a change with --also concerns.
+
+    Raises:
+        ValueError: a setting is unknown or wrong, or a change concerns none of the cases.
+    """
+    chosen = _with_changes(make_case(shape, given, cuda=cuda), given)
+    for changes in given.also:
+        sections = {change.partition(".")[0] for change in changes}
+        varied = _with_changes(make_case(shape, given, changes, cuda=cuda), given)
+        concerned = list({case.label: case for case in varied if _DEPENDS_ON.get(case.kind) in sections}.values())
+        if not concerned:
+            raise ValueError(f"--also {' '.join(changes)}: none of the cases depends on it")
+        words = ", ".join(change.partition(".")[2] for change in changes)
+        chosen += [replace(case, label=f"{case.label}, {words}") for case in concerned]
+    return chosen
+
+
+def _with_changes(common: Case, given: argparse.Namespace) -> list[Case]:
     lora = common.training["lora"]
     trained = f", LoRA {lora['rank']}" if lora else ""
     naive = replace(common, steps=4 * common.steps, warmup=4 * common.warmup)
@@ -222,49 +249,9 @@ def cases_of(common: Case, given: argparse.Namespace) -> list[Case]:
     return chosen
 
 
-def log_of(case: Case) -> Path:
-    """Where a case prints to."""
-    name = re.sub(r"[^\w.]+", "-", f"{case.shape} {case.label or case.kind}").strip("-")
-    return Path(case.work) / "logs" / f"{name}.txt"
-
-
-def start(case: Case) -> dict[str, Any]:
-    """Run a case in a process of its own; returns what it wrote, or a result with the error that ended it."""
-    place = Path(case.work) / "run"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    log = log_of(case)
-    log.parent.mkdir(exist_ok=True)
-    case = replace(case, place=str(place), started=time.time())
-    (place / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.gpu.cases", str(place / "case.json")]
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
-    with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    result = place / RESULT
-    if not result.exists():
-        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return asdict(Result(case.label, case.shape, error=ended + ("; memory may have run out" if code == -9 else "")))
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    shutil.rmtree(place, ignore_errors=True)
-    return found
-
-
-def commit() -> str | None:
-    """Of the project, with + where files were changed since; None without git."""
-    git = ["git", "-C", str(_ROOT)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed.strip() else "")
-
-
-def started(case: Case) -> dict[str, Any]:
+def started(case: Case, until: float | None) -> dict[str, Any]:
     """The same of what all others need. Raises SystemExit where it failed."""
-    found = start(case)
+    found = start(case, until)
     if "error" in found:
         raise SystemExit(f"\nerror: cannot {case.kind} {case.shape}: {found['error']}; see {log_of(case)}")
     return found
@@ -281,21 +268,29 @@ def main() -> None:
         given.llamafactory_python = str(Path(found).absolute())  # not resolved: where a link lies is its environment
     if "llamafactory" in (given.cases or ()) and not given.llamafactory_python:
         parser.error("--cases llamafactory needs --llamafactory-python")
+    until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no case goes on alone
     try:
         common = make_case("tiny", given, cuda=False)
-        machine = started(replace(common, kind="describe"))
+        machine = started(replace(common, kind="describe"), until)
         cuda = machine["card"] is not None
         names = given.shapes or ["qwen3-vl-2b" if cuda else "tiny"]
-        planned = [make_case(name, given, cuda=cuda) for name in names]
+        planned = [cases_of(name, given, cuda=cuda) for name in names]
     except ValueError as error:
         parser.error(str(error))
     machine |= {"commit": commit(), "command": sys.argv[1:]}
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"{machine['card'] or 'no GPU'}, {machine['cores']} cores; driver {machine['driver'] or 'none'}; {versions}")
-    results = []
-    for common in planned:
-        results += run_shape(common, given)
+    if machine["compile_fault"]:
+        print(f"layers are NOT compiled, and attention is sdpa unless set: {machine['compile_fault']}")
     peak = given.peak_tflops or figures.peak_tflops(machine["card"])
+    results: list[Result] = []
+    for cases in planned:
+        for result in run_shape(cases, until):
+            results.append(result)
+            if given.json:  # after every case, so that a command that is ended leaves what it has measured
+                given.json.parent.mkdir(parents=True, exist_ok=True)
+                write_json_atomic(figures.as_json(results, peak, machine), given.json)
     measured = [result for result in results if not (result.profile or result.parity)]
     if measured:
         print("\n" + figures.table(measured, peak))
@@ -306,34 +301,31 @@ def main() -> None:
         print("\n" + figures.profile_table(profiled) + "\n\n" + figures.PROFILE_NOTE)
     if compared := [result for result in results if result.parity]:
         print("\n" + parity_table(compared) + "\n\n" + PARITY_NOTE)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(figures.as_json(results, peak, machine), indent=1) + "\n", encoding="utf-8")
     if any(result.error and result.error != figures.OUT_OF_MEMORY for result in results):
         raise SystemExit(1)
 
 
-def run_shape(common: Case, given: argparse.Namespace) -> list[Result]:
-    """All cases of a shape; says on the way what is being done, and where the log of what failed lies."""
+def run_shape(cases: list[Case], until: float | None) -> Iterator[Result]:
+    """All cases of a shape; prints on the way what is being done, and where the log of what failed lies."""
+    common = cases[0]
     print(f"{common.shape}: models and images in {common.work} ... ", end="", flush=True)
     began = time.perf_counter()
-    made = started(replace(common, kind="prepare"))
+    made = started(replace(common, kind="prepare", label=""), until)
     print(f"{sum(made.values()) / 1e6:,.0f} million parameters, {time.perf_counter() - began:.0f} s", flush=True)
-    results = []
-    for case in cases_of(common, given):
+    for case in cases:
         if "vllm" in (*case.kind.split(), case.scoring["engine"]) and importlib.util.find_spec("vllm") is None:
-            results.append(Result(case.label, case.shape, skipped="vLLM is not installed"))
+            yield Result(case.label, case.shape, skipped="vLLM is not installed")
             continue
         if case.kind == "llamafactory" and case.python is None:
-            results.append(Result(case.label, case.shape, skipped="not run without --llamafactory-python"))
+            yield Result(case.label, case.shape, skipped="not run without --llamafactory-python")
             continue
         print(f"{case.shape}: {case.label} ... ", end="", flush=True)
         began = time.perf_counter()
-        result = Result(**start(case))
-        failed = f"{result.error}; see {log_of(case)}" if result.error else f"{time.perf_counter() - began:.0f} s"
-        print(failed, flush=True)
-        results.append(result)
-    return results
+        result = Result(**start(case, until))
+        rate = "" if result.rate is None else f"{result.rate:,.4g} {result.unit}/s, "
+        failed = f"{result.error}; see {log_of(case)}" if result.error not in (None, NOT_BEGUN) else result.error
+        print(failed or f"{rate}{time.perf_counter() - began:.0f} s", flush=True)
+        yield result
 
 
 if __name__ == "__main__":

@@ -46,7 +46,19 @@ def describe(case: Case) -> dict[str, Any]:
             continue
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0))
-    found = {"card": card, "driver": driver, "cuda": torch.version.cuda, "cores": cores, "machine": platform.machine()}
+    fault = None
+    if card:
+        from dt2it_pipeline.reward.modeling.device import compile_fault
+
+        fault = compile_fault("cuda")
+    found = {
+        "compile_fault": fault,
+        "card": card,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cores": cores,
+        "machine": platform.machine(),
+    }
     return found | {"python": platform.python_version(), "versions": versions}
 
 

@@ -232,7 +232,8 @@ def _in_memory(
 
 def _parquet_pieces(file: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     """Rows of a Parquet file, so many at a time that they take about 64 MiB."""
-    with pq.ParquetFile(file, buffer_size=_BUFFER) as opened:
+    # Read ahead, as PyArrow does by default, the whole file would stay in memory whatever the size of the buffer.
+    with pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as opened:
         first = next(opened.iter_batches(_FEW, columns=list(names)), None)
         each = 0.0 if first is None else first.nbytes / max(1, len(first))
         for batch in opened.iter_batches(_rows_of_a_piece(file, set(names), each), columns=list(names)):

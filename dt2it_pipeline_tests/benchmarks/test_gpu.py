@@ -2,6 +2,8 @@
 
 import doctest
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cases, data, figures, parity, shapes
+from benchmarks.gpu import cases, data, figures, parity, processes, shapes
 from benchmarks.gpu.__main__ import arguments, cases_of, make_case, settings
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.figures import OUT_OF_MEMORY, Result
@@ -83,12 +85,50 @@ def test_a_gpu_gets_bfloat16_and_the_photographs(tmp_path: Path) -> None:
 
 def test_cases_are_those_asked_for(tmp_path: Path) -> None:
     given = arguments().parse_args(["--work", str(tmp_path), "--cases", "bare,score", "--profile"])
-    made = cases_of(make_case("tiny", given, cuda=False), given)
+    made = cases_of("tiny", given, cuda=False)
     assert [each.kind for each in made] == ["bare", "naive", "score", "score", "profile"]
     assert [each.scoring["engine"] for each in made][2:4] == ["transformers", "vllm"]
     assert made[0].label == "bare"
     everything = arguments().parse_args(["--work", str(tmp_path)])
-    assert cases_of(make_case("tiny", everything, cuda=False), everything)[-1].kind == "llamafactory"
+    assert cases_of("tiny", everything, cuda=False)[-1].kind == "llamafactory"
+
+
+def test_a_change_runs_the_cases_that_it_concerns_again(tmp_path: Path) -> None:
+    changes = [
+        "--also",
+        "training.shared_prefix=false training.max_grad_norm=2",
+        "--also",
+        "scoring.tokens_per_batch=64",
+    ]
+    command = ["--work", str(tmp_path), "--set", "training.lora.rank=4", "--cases", "train,score,sample,train"]
+    given = arguments().parse_args([*command, *changes, "--profile"])
+    made = cases_of("tiny", given, cuda=False)
+    assert [each.label for each in made[8:]] == [
+        "train, LoRA 4, shared_prefix=false, max_grad_norm=2",
+        "score one at a time, tokens_per_batch=64",
+        "score (transformers), tokens_per_batch=64",
+        "score (vllm), tokens_per_batch=64",
+    ]
+    assert made[0].settings.shared_prefix and not made[8].settings.shared_prefix
+    assert made[8].settings.lora is not None and made[10].scoring_settings.tokens_per_batch == 64
+    with pytest.raises(ValueError, match=r"--also scoring.tokens_per_batch=64: none of the cases depends on it"):
+        cases_of("tiny", arguments().parse_args(["--cases", "train", *changes[2:]]), cuda=False)
+
+
+def test_a_case_is_stopped_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "case"
+    program.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/child\nwait\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(processes.sys, "executable", str(program))
+    began = time.monotonic()
+    made = Result(**processes.start(replace(case(tmp_path), label="train"), began + 1))
+    assert made.error == processes.OVER and time.monotonic() - began < 60
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # the kernel ends it a moment later
+            os.kill(int((tmp_path / "child").read_text()), 0)
+            time.sleep(0.1)
+    monkeypatch.setattr(processes.sys, "executable", "/nowhere")
+    assert processes.start(case(tmp_path), began)["error"] == processes.NOT_BEGUN  # and no further one begins
 
 
 def test_what_fails_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +226,7 @@ def test_the_command_prints_a_table_and_writes_json_though_a_case_fails(tmp_path
     command += ["--cases", "train,bare", "--steps", "2", "--set", "training.deepspeed_config=missing"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert re.search(r"^tiny: bare \.\.\. [\d.]+ pairs/s, \d+ s$", ended.stdout, re.MULTILINE)
     train, bare = (line for line in ended.stdout.splitlines() if line.startswith(("| train ", "| bare ")))
     assert "Error" in train and "pairs/s" in bare and "train.txt" in ended.stdout
     found = json.loads(file.read_text(encoding="utf-8"))

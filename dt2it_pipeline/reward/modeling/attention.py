@@ -23,6 +23,9 @@ FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families
 BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
 TAKE_MASKS = ("sdpa", "eager", FLEX, BLOCKS)  # implementations that a shared prefix can go through
 _QUERIES = 128  # in a block; shorter ones save little more and cost calls
+# Bytes of shared memory that PyTorch's block sizes for Ampere and Ada take in float32 at head size 128. An A100 has
+# 163 KiB. An RTX 3090, an RTX 4090 or an L4 has 99, which is enough for bfloat16 (97 KiB, backward 67 to 84).
+_FLOAT32_NEEDS = 148_224
 _NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 
 
@@ -130,14 +133,29 @@ def _flex(
     """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
     attend = _flex_kernel(query.is_cuda and not torch.compiler.is_compiling())
     grouped = query.shape[1] != key.shape[1]
-    # For fewer than 128 tokens, which batches in one row never have, PyTorch takes its kernel for decoding, compiled
-    # apart; that of PyTorch 2.14 refuses blocks of 128 queries where four heads share a key.
-    kernel: Any = {"FORCE_USE_FLEX_ATTENTION": True} if query.is_cuda else None
+    kernel = _kernel_options(query.dtype) if query.is_cuda else None
     out = attend(
         query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped,
         kernel_options=kernel,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
+
+
+def _kernel_options(dtype: torch.dtype) -> Any:
+    """Of FlexAttention on a GPU, for its type of numbers."""
+    # For fewer than 128 tokens, which batches in one row never have, PyTorch takes its kernel for decoding, compiled
+    # apart; that of PyTorch 2.14 refuses blocks of 128 queries where four heads share a key.
+    options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if dtype == torch.float32 and _shared_memory() < _FLOAT32_NEEDS:
+        options |= {"fwd_BLOCK_M": 64, "fwd_num_stages": 2}  # 72 KiB; with fewer stages alone it is 113
+    return options
+
+
+@torch.compiler.assume_constant_result
+def _shared_memory() -> int:
+    """Bytes of shared memory that a block of the GPU may have."""
+    # What PyTorch does not know, as of an AMD GPU, counts as small. Its type stubs do not have this attribute.
+    return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
 
 
 def _flex_kernel(alone: bool) -> Any:

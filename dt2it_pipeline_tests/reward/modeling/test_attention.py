@@ -7,13 +7,14 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack, with_pixels
-from dt2it_pipeline.reward.modeling.attention import block_mask, in_blocks, sees
+from dt2it_pipeline.reward.modeling.attention import _kernel_options, block_mask, in_blocks, sees
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -47,6 +48,29 @@ def test_the_block_mask_says_the_same() -> None:
     operations = 16 + (8 + 3) + 8  # products of queries and keys, softmax, sum of values
     within = float32_tolerance(operations) * value.abs().max().item()
     assert torch.allclose(found, expected, atol=within, rtol=0)
+
+
+@pytest.mark.parametrize(("kibibytes", "dtype", "smaller"), [
+    (99, torch.float32, True), (163, torch.float32, False), (227, torch.float32, False), (99, torch.bfloat16, False),
+    (None, torch.float32, True),
+])  # fmt: skip
+def test_small_cards_have_smaller_blocks_in_float32(
+    monkeypatch: pytest.MonkeyPatch, kibibytes: int | None, dtype: torch.dtype, smaller: bool
+) -> None:
+    given = {} if kibibytes is None else {"shared_memory_per_block_optin": 1024 * kibibytes}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(**given))
+
+    def found(start: torch.Tensor) -> torch.Tensor:
+        options = _kernel_options(dtype)
+        assert options["FORCE_USE_FLEX_ATTENTION"]
+        return start + options.get("fwd_BLOCK_M", 128) + options.get("fwd_num_stages", 3)
+
+    expected = 64 + 2 if smaller else 128 + 3
+    assert found(torch.zeros(())) == expected
+    # In a compiled layer the card is asked while the layer is compiled, and breaks no graph.
+    torch._dynamo.reset()
+    assert torch.compile(found, backend="eager", fullgraph=True)(torch.zeros(())) == expected
+    torch._dynamo.reset()
 
 
 def test_blocks_of_queries_leave_out_what_none_of_them_sees() -> None:
