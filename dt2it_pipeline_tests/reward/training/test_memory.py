@@ -162,7 +162,7 @@ def test_the_estimate_is_what_a_training_takes(
         # gloo has a copy of what it gathers, NCCL has none.
         most = max(rank["elsewhere"] - without, rank["forward"] - without - rank["gathered"])
         # Looked at every millisecond: where the machine is busy, the height of a short peak is missed.
-        assert 0.8 * estimate.total < most < 1.1 * estimate.total
+        assert 0.7 * estimate.total < most < 1.1 * estimate.total
     if config != "zero3_cpu" or job.settings.precision == "bfloat16":
         return
     whole = 4 * parameters.total
