@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.ingest` with the package as it was at commit a0306ca, whose figures the first rates are.
+"""The steps of `benchmarks.ingest` with the package as it was at commit a0306ca, of which others have measured rates.
 
 Its modules have other names than today's, so that its own benchmark runs each step. It is started by
 `python -m benchmarks.ingest --against` for a checkout of that time, and takes as many threads as there are cores.

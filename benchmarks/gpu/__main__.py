@@ -269,7 +269,8 @@ def main() -> None:
     if "llamafactory" in (given.cases or ()) and not given.llamafactory_python:
         parser.error("--cases llamafactory needs --llamafactory-python")
     until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no case goes on alone
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # so that no case goes on alone
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         common = make_case("tiny", given, cuda=False)
         machine = started(replace(common, kind="describe"), until)
@@ -308,6 +309,9 @@ def main() -> None:
 def run_shape(cases: list[Case], until: float | None) -> Iterator[Result]:
     """All cases of a shape; prints on the way what is being done, and where the log of what failed lies."""
     common = cases[0]
+    if until is not None and time.monotonic() >= until:
+        yield from (Result(case.label, case.shape, error=NOT_BEGUN) for case in cases)
+        return
     print(f"{common.shape}: models and images in {common.work} ... ", end="", flush=True)
     began = time.perf_counter()
     made = started(replace(common, kind="prepare", label=""), until)

@@ -153,6 +153,8 @@ def _put_back(file: Path, origin: Origin) -> str:
             root.close()
         if stored.row["sha256"] != source_hash(file):
             return "its source has another content now"
+        if stored.row["path"].rpartition("/")[2] != file.name:
+            return "an earlier version stored it so; start with an empty media folder and run construct again"
         if file.is_dir():
             file.rename(aside / "damaged")
         (aside / stored.row["path"]).rename(file)

@@ -231,7 +231,7 @@ def log_rows(ids: Iterable[str]) -> Iterator[None]:
         ...     json.loads(JsonFormatter().format(record))["row_ids"]
         ['p1']
     """
-    before = _rows.set(tuple(islice(ids, MOST_ROW_IDS)))
+    before = _rows.set(tuple(islice(ids, MOST_ROW_IDS)) or _rows.get())
     try:
         yield
     finally:

@@ -253,7 +253,8 @@ def _surely_no_worse(
     Args:
         old: outcomes, int [n].
         new: the same.
-        where: bool [n], pairs that count: those that nobody checked, since the others end as they were answered.
+        where: bool [n], pairs that count: those that nobody checked, since the others end as they were answered, or are
+            dropped.
         summed: expected right labels of the pairs at some places.
         cost: of a wrong label that is kept, in right ones.
     """

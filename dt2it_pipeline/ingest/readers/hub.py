@@ -33,6 +33,7 @@ _LOADERS = "datasets.packaged_modules."
 _NO_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "delimiter"}
 _METADATA = {"metadata.csv": "csv", "metadata.jsonl": "jsonl", "metadata.parquet": "parquet"}
 _FILE_NAME, _FILE_NAMES = "file_name", "file_names"
+_LONGEST_NAME = 1_024  # characters of the name of an image
 
 
 class RepositoryFile:
@@ -70,20 +71,28 @@ class RepositoryFile:
             self._files.get_file(self._path, str(copy))
             yield copy
 
-    def beside(self, name: str) -> bytes | None:
-        """A file of its folder; None where there is none of that name, or it is longer than one that is fetched."""
+    def beside(self, name: str, most: int) -> bytes | None:
+        """A file of its folder; None where there is none of that name, or it is longer than `most` bytes."""
         folder, parts = self._path.rpartition("/")[0], PurePosixPath(name).parts
-        if not parts or ".." in parts or "/" in parts:
+        if not parts or ".." in parts or "/" in parts or len(name) > _LONGEST_NAME or not _is_utf8(name):
             return None
         place = "/".join([folder, *parts])
         try:
             about = self._files.info(place)
-            if about["type"] != "file" or about["size"] > MAX_BYTES:
+            if about["type"] != "file" or about["size"] > most:
                 return None
             content: bytes = self._files.cat_file(place)
         except FileNotFoundError:
             return None
         return content
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class DataFile(NamedTuple):
@@ -154,7 +163,8 @@ def repository_files(manifest: Manifest) -> list[DataFile]:
     """The files of a split of a repository of the Hub.
 
     Raises:
-        SourceError: as for `folder_files`; or its card or a state names what lies elsewhere.
+        SourceError: as for `folder_files`; its card or a state names what lies elsewhere; or its rows name videos that
+            lie beside them.
     """
     assert manifest.hub is not None and manifest.revision is not None
     _require_own_repository(manifest.hub, manifest.revision)
@@ -166,7 +176,13 @@ def repository_files(manifest: Manifest) -> list[DataFile]:
             raise SourceError(f"the card of {manifest.hub} names {address[:200]!r}, which lies elsewhere")
         return RepositoryFile(f"{own}{revision}/{below}", below)
 
-    return _files_of(dataset_builder(manifest.hub, manifest, manifest.revision), manifest.hub, manifest, placed)
+    files = _files_of(dataset_builder(manifest.hub, manifest, manifest.revision), manifest.hub, manifest, placed)
+    if any(file.media == "video" for file in files):
+        raise SourceError(
+            f"the rows of {manifest.hub} name videos that are files of their own; download the repository and name the "
+            "folder as `path`"
+        )
+    return files
 
 
 def _require_own_repository(hub: str, revision: str) -> None:
@@ -244,7 +260,7 @@ def _files_of(
 def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
     """A row of the metadata of a folder of media, with these in place of their names beside the file.
 
-    Those of a repository are fetched.
+    Those of a repository are fetched, each once, and of a row no more bytes than of one image of the web.
 
     >>> with_medium(DataFile(Path("/set/metadata.csv"), "csv", media="image"), {"file_name": "a.png", "chosen": "yes"})
     {'chosen': 'yes', 'image': {'bytes': None, 'path': '/set/a.png'}}
@@ -255,8 +271,11 @@ def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
             return name
         if isinstance(file.path, Path):
             return {"bytes": None, "path": str(file.path.parent / name)}
-        return {"bytes": file.path.beside(name), "path": f"{file.path.address.rpartition('/')[0]}/{name}"}
+        if name not in fetched:
+            fetched[name] = file.path.beside(name, MAX_BYTES - sum(len(content or b"") for content in fetched.values()))
+        return {"bytes": fetched[name], "path": f"{file.path.address.rpartition('/')[0]}/{name}"}
 
+    fetched: dict[str, bytes | None] = {}
     found = dict(values)
     for column, value in values.items():
         for ending in (_FILE_NAMES, _FILE_NAME):

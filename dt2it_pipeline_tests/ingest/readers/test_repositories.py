@@ -23,11 +23,12 @@ SMALL = 4096  # bytes of the longest line, in the process that reads
 READ = f"""
 import json, sys
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.readers import bounds, file_formats
+from dt2it_pipeline.ingest.readers import bounds, file_formats, hub
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Row
 bounds.LONGEST_LINE = file_formats.LONGEST_LINE = {SMALL}
 bounds._FREE = 1 << 16
+hub.MAX_BYTES = 32
 for asked in json.loads(sys.argv[1]):
     found, fault = [], None
     try:
@@ -72,7 +73,7 @@ def arrow() -> bytes:
 
 LONG = lines([{**ROWS[0], "chosen": "x" * SMALL}])
 ODD = b'{"question": "q9", "chosen": "x", "rejected": {"b": 1}}\n{"question": bad\n'
-NOT_BESIDE = ("b.png", "../secret.png", "/secret.png", "in", "")
+NOT_BESIDE = ("b.png", "../secret.png", "/secret.png", "in", "", "\udcff/a.png", "a/" * 600 + "a.png")
 ODD_ROW = {"question": "q9", "chosen": "x", "rejected": {"b": 1}}
 REPOSITORIES: dict[str, dict[str, bytes]] = {
     "lines": {"train.jsonl": lines(ROWS)},
@@ -92,10 +93,18 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
     "card": {"README.md": b"---\nlicense: mit\n---\n" + b"#" * (17 << 20), "train.jsonl": lines(ROWS)},
     "split": {"test.jsonl": lines(ROWS)},
     "media": {
-        "train/metadata.jsonl": lines([{"file_name": name, "chosen": "yes"} for name in ("in/a.png", *NOT_BESIDE)]),
+        "train/metadata.jsonl": "\n".join(
+            json.dumps({"file_name": name, "chosen": "yes"}) for name in ("in/a.png", *NOT_BESIDE)
+        ).encode(),
         "train/in/a.png": b"\x89PNG",
         "secret.png": b"s",
     },
+    "several": {
+        "train/metadata.jsonl": lines([{"file_names": ["a.png"] * 9 + ["b.png"], "chosen": "yes"}]),
+        "train/a.png": b"\x89PNG",
+        "train/b.png": b"longer than what is left of the row",
+    },
+    "videos": {"train/metadata.jsonl": b'{"file_name": "a.mp4", "chosen": "yes"}\n', "train/a.mp4": b"no video"},
 }
 
 
@@ -143,9 +152,18 @@ def test_images_beside_the_rows_are_fetched(read: tuple[dict[str, Any], list[str
     assert others == [{"bytes": None, "path": f"{place}/{name}"} for name in NOT_BESIDE]
 
 
+def test_an_image_is_fetched_once_for_a_row_and_all_of_a_row_are_bounded(
+    read: tuple[dict[str, Any], list[str]],
+) -> None:
+    ((row,), fault) = read[0]["several"]
+    assert fault is None and [image["bytes"] for image in row["images"]] == [b"\x89PNG".hex()] * 9 + [None]
+    assert sum(line.startswith("some/several/train/a.png") for line in read[1]) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
+        ("videos", "name videos that are files of their own; download the repository"),
         ("bomb", "expands to more than 200 times its size"),
         ("damaged", "is no whole Parquet file"),
         ("elsewhere", "host.example"),
