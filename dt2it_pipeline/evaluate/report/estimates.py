@@ -6,7 +6,7 @@ benchmarks and hidden truth (`text`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dt2it_pipeline.evaluate.report.data import Headline, LabelEstimate, Quality, ReportData, Round
 from dt2it_pipeline.evaluate.report.formatting import number, percent
@@ -64,6 +64,26 @@ def truth_sentences(data: ReportData) -> list[str]:
                     f"curation, lies {side} the interval of the estimate, {percent(three[1])}% to {percent(three[2])}%."
                 )
     return sentences
+
+
+def estimate_notes(data: ReportData) -> list[tuple[str, str]]:
+    """(rounds, note): what readers must know of the estimates; a note that several rounds have is there once."""
+    rounds: dict[str, list[str]] = {}
+    for item in data.rounds:
+        for note in item.estimate.notes if item.estimate is not None else ():
+            rounds.setdefault(note, []).append(f"round {item.number}")
+    return [(" and ".join(names), note) for note, names in rounds.items()]
+
+
+def last_sensitivity(data: ReportData) -> tuple[str, Sequence[Mapping[str, float]]] | None:
+    """(round, rows of `LabelEstimate.sensitivity`) of the last round that has such rows; None where none has.
+
+    Of one round alone: what rounds leave open differs, so their rows have no assumption in common.
+    """
+    for item in reversed(data.rounds):
+        if item.estimate is not None and item.estimate.sensitivity:
+            return f"round {item.number}", item.estimate.sensitivity
+    return None
 
 
 def _labels(estimate: LabelEstimate) -> str:

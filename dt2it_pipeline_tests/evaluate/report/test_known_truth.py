@@ -91,4 +91,27 @@ def test_the_assumption_is_explained_only_where_there_is_one() -> None:
     anchored = replace(estimate, anchored=True, sensitivity=[])
     html = render_report(replace(data, rounds=[replace(data.rounds[0], estimate=anchored)]))
     assert "than assumed?" not in html and "can be off by more" not in html
+    markdown = estimates_markdown(replace(data, rounds=[replace(data.rounds[0], estimate=anchored)]))
+    assert markdown and "if voters and judges" not in markdown
     assert estimates_markdown(ReportData(scores())) == ""
+
+
+def test_markdown_has_the_notes_of_the_model_and_what_an_assumption_changes() -> None:
+    data = full()
+    estimate = data.rounds[0].estimate
+    assert estimate is not None
+    notes = ["let a person check fifty pairs", "voters agree with 46% of 80 labels"]
+    rounds = [
+        replace(data.rounds[0], estimate=replace(estimate, notes=notes)),
+        replace(data.rounds[0], number=1, estimate=replace(estimate, notes=notes[:1])),
+    ]
+    part = estimates_markdown(replace(data, rounds=rounds))
+    assert part.count("fifty pairs.") == 1 and "- Round 0 and round 1: let a person check fifty pairs." in part
+    assert "- Round 0: voters agree with 46% of 80 labels." in part
+    assert "dt2it review sample --round 1 --output audit" in part
+    assert [cell.strip() for cell in part.splitlines()[-1].split("|")][1:-1] == [
+        "80.0",
+        "73.2",
+        "90.0",
+        "75.0 to 100.0",
+    ]
