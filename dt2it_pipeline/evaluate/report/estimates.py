@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dt2it_pipeline.evaluate.report.data import Headline, LabelEstimate, Quality, ReportData, Round
+from dt2it_pipeline.evaluate.report.data import HELD_OUT, Headline, LabelEstimate, Quality, ReportData, Round
 from dt2it_pipeline.evaluate.report.formatting import number, percent
 from dt2it_pipeline.evaluate.report.text import summary_sentences
+from dt2it_pipeline.reward.few_pairs import few_pairs
 
 
 def estimate_words(three: tuple[float, float, float]) -> str:
@@ -32,7 +33,7 @@ def outcome_sentences(data: ReportData) -> list[str]:
     last = data.rounds[-1] if data.rounds else None
     if last is None:
         return []
-    sentences = []
+    sentences = _few_pairs(data.rounds)
     if last.estimate is not None and not _graded(data.quality):
         sentences.append(_labels(last.estimate))
     if last.outcomes:
@@ -109,17 +110,35 @@ def _outcomes(last: Round, expected: bool) -> str:
 
 
 def _style(before: Sequence[Quality], last: Round) -> str:
-    aucs = [
-        item.probe.auc
+    probes = [
+        (item.probe.auc, item.probe.ci_low, item.probe.ci_high)
         for item in (*before[:1], *last.quality[-1:])
         if item.probe is not None and item.probe.auc is not None
     ]
-    if len(aucs) < 2:
+    if len(probes) < 2:
         return ""
-    return (
-        f"Style alone tells the chosen side with an AUC of {aucs[0]:.2f} before curation and {aucs[1]:.2f} after "
+    (first, _, highest), (second, lowest, _) = probes
+    text = (
+        f"Style alone tells the chosen side with an AUC of {first:.2f} before curation and {second:.2f} after "
         "(0.50: not at all, 1.00: always)."
     )
+    if highest is not None and lowest is not None and lowest > max(highest, 0.5):
+        text += (
+            " Curation raised the style bias by more than chance: a reward model that is trained on these pairs may "
+            "learn the style of the chosen sides."
+        )
+    return text
+
+
+def _few_pairs(rounds: Sequence[Round]) -> list[str]:
+    """A sentence for each round that trains on too few pairs."""
+    counts = {
+        item.number: sum(count for label, count in stage.rows_out.items() if label != HELD_OUT)
+        for item in rounds
+        for stage in item.stages
+        if stage.stage == "training_pairs"
+    }
+    return [sentence for number, pairs in counts.items() if (sentence := few_pairs(number, pairs))]
 
 
 def _graded(quality: Sequence[Quality]) -> bool:

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report.data import (
+    HELD_OUT,
     Quality,
     ReportData,
+    StageCounts,
 )
 from dt2it_pipeline.evaluate.report.html import render_report
 from dt2it_pipeline.evaluate.report.markdown import (
@@ -115,3 +117,27 @@ def test_markdown_has_the_notes_of_the_model_and_what_an_assumption_changes() ->
         "90.0",
         "75.0 to 100.0",
     ]
+
+
+def test_the_summary_reports_style_bias_that_rises_beyond_chance() -> None:
+    def with_probes(before: StyleProbe, after: StyleProbe) -> str:
+        data = without_truth()
+        one = replace(data.rounds[0], quality=[Quality("curated", 90, 0.9, None, after)])
+        return render_report(replace(data, quality=[Quality("pool", 100, 1.0, None, before)], rounds=[one]))
+
+    raised = "raised the style bias by more than chance"
+    assert raised in with_probes(StyleProbe(0.88, 0.84, 0.92, 300), StyleProbe(0.98, 0.96, 0.99, 250))
+    assert raised not in with_probes(StyleProbe(0.88, 0.84, 0.92, 300), StyleProbe(0.93, 0.9, 0.96, 250))
+    assert raised not in with_probes(StyleProbe(0.2, 0.1, 0.3, 300), StyleProbe(0.45, 0.4, 0.5, 250))
+
+
+def test_the_summary_reports_a_round_that_trains_on_too_few_pairs() -> None:
+    def trained_on(pairs: int) -> str:
+        data = without_truth()
+        stage = StageCounts(
+            "training_pairs", pairs + 51, {"original": pairs - 1, "t2i": 1, HELD_OUT: 50}, {"contaminated": 1}
+        )
+        return report_markdown(replace(data, rounds=[replace(data.rounds[0], stages=[stage])]))["summary"]
+
+    assert "Round 0 trains its reward model on 19 pairs" in trained_on(19)
+    assert "trains its reward model" not in trained_on(20)
