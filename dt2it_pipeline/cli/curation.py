@@ -226,6 +226,11 @@ def _clean_jointly(
         ]
     for sentence in cleaned.notes:
         note(sentence)
+    if not (scores or settings["chosen_scores"] or votes or audit):
+        note(
+            "nothing could be decided, since no scores, votes or answers of an audit were given: name some with "
+            "--scores (or --chosen-score and --rejected-score), --votes or --audit"
+        )
     summary = {
         "output": str(output),
         "policy": "joint",

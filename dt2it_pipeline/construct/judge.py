@@ -109,8 +109,9 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
         make_engine: see `make_judge`.
 
     Returns:
-        rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge the counts of
-        `Tally` with costs and the figures of `judge_quality`, `enhanced`, and gpu_seconds (GPUs times seconds).
+        rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge its kind, the
+        counts of `Tally` with costs and the figures of `judge_quality`, `enhanced`, and gpu_seconds (GPUs times
+        seconds).
 
     Raises:
         JudgeError: a judge cannot be built.
@@ -142,7 +143,8 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
     metadata: dict[str, Any] = {}
     for chosen, judge in zip(settings.judges, judges, strict=True):
         prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
-        metadata[judge.name] = judged.tallies[judge.name].metadata(*prices) | quality.get(judge.name, {})
+        counts = judged.tallies[judge.name].metadata(*prices) | quality.get(judge.name, {})
+        metadata[judge.name] = {"kind": chosen.kind} | counts
         faults = getattr(getattr(judge, "engine", None), "counts", None)
         if faults is not None:
             metadata[judge.name]["line"] = dict(sorted(faults.items()))

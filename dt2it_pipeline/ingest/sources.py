@@ -37,6 +37,7 @@ __all__ = [
     "unique_prompts",
 ]
 
+_REPEATED = "duplicate row"  # reason of a row that repeats an earlier one of its source
 _JOINED = 64  # pieces of a table that are made one
 _IDS = ("pair_id", "prompt_id", "preference_id")  # what identifies the rows of a table
 _COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
@@ -76,6 +77,7 @@ class _Collected:
         self.seen: set[bytes] = set()
         self.prompt_ids: set[bytes] = set()
         self.row_ids: set[int] = set()
+        self.repeated: list[tuple[str, str | None]] = []  # what the rows that repeat an earlier one repeat, in order
         self.counts: Counter[str] = Counter()
 
     def add(self, found: Recorded) -> None:
@@ -92,6 +94,7 @@ class _Collected:
         made, prompts, aside = found.made, found.prompts, found.aside
         if not all(fresh):
             aside = self._with_repeated(found, ids, fresh)
+            self.repeated += [key for key, new in zip(zip(ids, sides, strict=True), fresh, strict=True) if not new]
             made, prompts = (None if each is None else each.filter(pa.array(fresh)) for each in (made, prompts))
         self.main.add(made)
         self.aside.add(aside)
@@ -107,9 +110,7 @@ class _Collected:
         """The quarantine with the rows that repeat an earlier one, in the order of the items."""
         of_pairs = "pair_id" in found.made.column_names
         repeated = {
-            place: quarantine_row(
-                self.manifest, Quarantined(row_id, "duplicate row", f"of {key}"), key if of_pairs else None
-            )
+            place: quarantine_row(self.manifest, Quarantined(row_id, _REPEATED, f"of {key}"), key if of_pairs else None)
             for place, row_id, key, new in zip(found.places, found.made_from, ids, fresh, strict=True)
             if not new
         }
@@ -117,6 +118,20 @@ class _Collected:
         others = (place for place in range(found.items) if place not in kept)
         rows = repeated | dict(zip(others, found.aside.to_pylist(), strict=True))
         return schemas.table([rows[place] for place in sorted(rows)], "quarantine")
+
+
+def _naming_rows(aside: pa.Table, repeated: Sequence[tuple[str, str | None]], main: pa.Table) -> pa.Table:
+    """The quarantine, where rows that repeat an earlier one name its row: `repeated` has what they repeat, in order."""
+    if not repeated or "row_id" not in main.column_names:
+        return aside
+    name = next(name for name in _IDS if name in main.column_names)
+    named = main.filter(pc.is_in(main[name], value_set=pa.array({key for key, _ in repeated}, pa.string())))
+    sides = named["chosen_id"].to_pylist() if name == "pair_id" else [None] * named.num_rows
+    rows = dict(zip(zip(named[name].to_pylist(), sides, strict=True), named["row_id"].to_pylist(), strict=True))
+    details = pa.array([f"of row {rows[key]}" for key in repeated], pa.string())
+    mask = pc.equal(aside["reason"], _REPEATED).combine_chunks()
+    filled = pc.replace_with_mask(aside["detail"].combine_chunks(), mask, details)
+    return aside.set_column(aside.schema.get_field_index("detail"), aside.schema.field("detail"), filled)
 
 
 def fingerprint(manifest: Manifest, sources: Path) -> str:
@@ -184,7 +199,9 @@ def read_source(
         collected.add(found)
         images += found.images
         progress.add(found.items, images=images or None)
-    tables = {TABLES[manifest.kind]: collected.main.table(), "quarantine": collected.aside.table()}
+    main = collected.main.table()
+    aside = _naming_rows(collected.aside.table(), collected.repeated, main)
+    tables = {TABLES[manifest.kind]: main, "quarantine": aside}
     if manifest.kind not in ("prompts", "t2i"):
         tables["prompts"] = collected.prompts.table()
     metadata = {name: collected.counts[name] for name in _COUNTS}
@@ -239,12 +256,12 @@ def unique_prompts(tables: list[pa.Table]) -> pa.Table:
 
 
 def _from_where(manifest: Manifest, data: Path | None) -> str:
-    """How `path` is meant, where nothing lies there."""
+    """What to look at, where nothing lies at the data's path."""
     if data is None or data.exists():
         return ""
     if manifest.path is not None and manifest.path.startswith(f"{SOURCES}/demo/"):
         return "; the demo's files are made where the recipe has `demo: {}`"
-    return "; `path` counts from the manifest's own folder, in configs/datasets from the project root"
+    return ": look at `path` in its manifest"
 
 
 def _stat(digest: Any, files: Sequence[Path], root: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import clean_preferences
-from dt2it_pipeline_tests.support.commands import dt2it, failing
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 from dt2it_pipeline_tests.support.noisy_world import NoisyWorld, noisy_world
 
 
@@ -57,6 +57,13 @@ def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -
     assert accuracy.endswith("(in brackets: 95% intervals of the joint model; they hold if its assumptions do)")
     assert "too little is known to be true, so this is assumed. What follows from other assumptions:" in printed
     assert "voters and judges right in 80%: labels right in" in printed
+
+
+def test_without_evidence_the_terminal_says_which_options_would_help(folder: Path) -> None:
+    alone = invoke("clean", "pairs.parquet", "--output", "out")
+    assert alone.exit_code == 0 and "300 kept, 0 flipped, 0 dropped" in alone.stdout
+    assert "nothing could be decided" in alone.stderr and "--votes or --audit" in alone.stderr
+    assert "nothing could be decided" not in invoke(*GIVEN).stderr
 
 
 def test_a_wide_csv_needs_no_ids(world: NoisyWorld, folder: Path) -> None:

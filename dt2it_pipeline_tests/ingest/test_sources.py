@@ -99,6 +99,15 @@ def test_a_path_outside_the_media_root_is_reported_whole(tmp_path, root):
     assert artifact["quarantine"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
 
 
+def test_a_repeated_row_names_the_row_that_it_repeats(tmp_path, root):
+    rows = [row(id="a"), row(id="b", chosen="y", rejected="x"), row(id="c"), row(id="d", image="gone.png")]
+    rows += [row(id="e", chosen="y", rejected="x")]
+    artifact = read(tmp_path, source(tmp_path, rows))
+    found = {one["row_id"]: one["detail"] for one in artifact["quarantine"].to_pylist()}
+    assert (found["c"], found["e"]) == ("of row a", "of row b") and "gone.png" in found["d"]
+    assert set(found) == {"c", "d", "e"}
+
+
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
     second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))

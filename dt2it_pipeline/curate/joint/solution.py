@@ -310,9 +310,9 @@ def _sentences(
         )
     if decisions.not_flipped:
         found.append(
-            f"{decisions.not_flipped:,} labels whose other side is more probable were dropped, not flipped: that all "
-            "labels of their source are right, and the disputed ones mistakes of voters and judges, is not improbable "
-            "enough, by the pairs with known truth, for a flip to be worth it"
+            f"{decisions.not_flipped:,} labels are more probably wrong than right and dropped, not flipped: pairs "
+            "whose better side is known do not show clearly enough that their source has wrong labels, so voters and "
+            "judges may err there instead. More checked pairs of that source, drawn at random, would show it"
         )
     if decisions.retained:
         found.append(
@@ -324,8 +324,10 @@ def _sentences(
         right = float(expit(np.abs(u[u != 0])).mean())
         noted = assumed[assumed["annotator_accuracy"] == NOTED].iloc[0]
         found.append(
-            "the label accuracy is assumed, not measured: it takes the side that voters and judges prefer for the "
-            f"better one in {right:.0%}. If that is {NOTED:.0%}, labels that stay are right in "
-            f"{noted['after_low']:.0%} to {noted['after_high']:.0%}, depending on how often both err on the same pair"
+            "the label accuracy is assumed, not measured: the estimate assumes that of two answers, voters and judges "
+            f"together prefer the better one in {right:.0%} of the pairs. If they did so in {NOTED:.0%}, between "
+            f"{noted['after_low']:.0%} and {noted['after_high']:.0%} of the labels that stay would be right, depending "
+            "on how often they and the label err on the same pair. Fifty pairs that a person checks, drawn at random, "
+            "would measure it"
         )
     return found

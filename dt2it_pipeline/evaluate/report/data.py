@@ -20,6 +20,8 @@ from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report.outcomes import Cost, SourceOutcomes, Suspect
 from dt2it_pipeline.style.probe import StyleProbe
 
+HELD_OUT = "held out"  # part of a stage's rows that no model learns from
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -6,11 +6,12 @@ benchmarks and hidden truth (`text`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from dt2it_pipeline.evaluate.report.data import Headline, LabelEstimate, Quality, ReportData, Round
+from dt2it_pipeline.evaluate.report.data import HELD_OUT, Headline, LabelEstimate, Quality, ReportData, Round
 from dt2it_pipeline.evaluate.report.formatting import number, percent
 from dt2it_pipeline.evaluate.report.text import summary_sentences
+from dt2it_pipeline.reward.few_pairs import few_pairs
 
 
 def estimate_words(three: tuple[float, float, float]) -> str:
@@ -32,7 +33,7 @@ def outcome_sentences(data: ReportData) -> list[str]:
     last = data.rounds[-1] if data.rounds else None
     if last is None:
         return []
-    sentences = []
+    sentences = _few_pairs(data.rounds)
     if last.estimate is not None and not _graded(data.quality):
         sentences.append(_labels(last.estimate))
     if last.outcomes:
@@ -66,6 +67,26 @@ def truth_sentences(data: ReportData) -> list[str]:
     return sentences
 
 
+def estimate_notes(data: ReportData) -> list[tuple[str, str]]:
+    """(rounds, note): what readers must know of the estimates; a note that several rounds have is there once."""
+    rounds: dict[str, list[str]] = {}
+    for item in data.rounds:
+        for note in item.estimate.notes if item.estimate is not None else ():
+            rounds.setdefault(note, []).append(f"round {item.number}")
+    return [(" and ".join(names), note) for note, names in rounds.items()]
+
+
+def last_sensitivity(data: ReportData) -> tuple[str, Sequence[Mapping[str, float]]] | None:
+    """(round, rows of `LabelEstimate.sensitivity`) of the last round that has such rows; None where none has.
+
+    Of one round alone: what rounds leave open differs, so their rows have no assumption in common.
+    """
+    for item in reversed(data.rounds):
+        if item.estimate is not None and item.estimate.sensitivity:
+            return f"round {item.number}", item.estimate.sensitivity
+    return None
+
+
 def _labels(estimate: LabelEstimate) -> str:
     text = f"An estimated {estimate_words(estimate.before)} of the labels are right as they came"
     if estimate.after is not None:
@@ -89,17 +110,35 @@ def _outcomes(last: Round, expected: bool) -> str:
 
 
 def _style(before: Sequence[Quality], last: Round) -> str:
-    aucs = [
-        item.probe.auc
+    probes = [
+        (item.probe.auc, item.probe.ci_low, item.probe.ci_high)
         for item in (*before[:1], *last.quality[-1:])
         if item.probe is not None and item.probe.auc is not None
     ]
-    if len(aucs) < 2:
+    if len(probes) < 2:
         return ""
-    return (
-        f"Style alone tells the chosen side with an AUC of {aucs[0]:.2f} before curation and {aucs[1]:.2f} after "
+    (first, _, highest), (second, lowest, _) = probes
+    text = (
+        f"Style alone tells the chosen side with an AUC of {first:.2f} before curation and {second:.2f} after "
         "(0.50: not at all, 1.00: always)."
     )
+    if highest is not None and lowest is not None and lowest > max(highest, 0.5):
+        text += (
+            " Curation raised the style bias by more than chance: a reward model that is trained on these pairs may "
+            "learn the style of the chosen sides."
+        )
+    return text
+
+
+def _few_pairs(rounds: Sequence[Round]) -> list[str]:
+    """A sentence for each round that trains on too few pairs."""
+    counts = {
+        item.number: sum(count for label, count in stage.rows_out.items() if label != HELD_OUT)
+        for item in rounds
+        for stage in item.stages
+        if stage.stage == "training_pairs"
+    }
+    return [sentence for number, pairs in counts.items() if (sentence := few_pairs(number, pairs))]
 
 
 def _graded(quality: Sequence[Quality]) -> bool:

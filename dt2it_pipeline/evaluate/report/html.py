@@ -21,12 +21,11 @@ from dt2it_pipeline.evaluate.report.data import (
     CallCurve,
     Example,
     Headline,
-    LabelEstimate,
     ReportData,
     Round,
     headline,
 )
-from dt2it_pipeline.evaluate.report.estimates import all_sentences, truth_sentences
+from dt2it_pipeline.evaluate.report.estimates import all_sentences, estimate_notes, last_sensitivity, truth_sentences
 from dt2it_pipeline.evaluate.report.formatting import (
     brief,
     clean,
@@ -77,10 +76,9 @@ def render_report(data: ReportData) -> str:
         label_words=text.label_words,
         estimates=estimates,
         assumed=any(not item.anchored for _, item in estimates),
-        estimate_notes=_estimate_notes(estimates),
+        estimate_notes=estimate_notes(data),
         truth_sentences=truth_sentences(data),
-        # Of the last round alone: what rounds leave open differs, so their lines have no assumption in common.
-        sensitivity=next(((name, item.sensitivity) for name, item in reversed(estimates) if item.sensitivity), None),
+        sensitivity=last_sensitivity(data),
         has_accuracy=bool(table.rows and table.columns),
         graded=any(item.grade is not None and item.grade.graded for group in measured for item in group),
         figure_words=alternative_texts(data, table, curves),
@@ -154,15 +152,6 @@ def _different_curves(rounds: list[Round]) -> list[tuple[int, Sequence[CallCurve
         for place, item in enumerate(rounds)
         if item.call_curves and not (place and text.same_curves(rounds[place - 1], item))
     ]
-
-
-def _estimate_notes(estimates: Sequence[tuple[str, LabelEstimate]]) -> list[tuple[str, str]]:
-    """What readers must know of each estimate; what is said of several rounds stands there once."""
-    rounds: dict[str, list[str]] = {}
-    for name, item in estimates:
-        for note in item.notes:
-            rounds.setdefault(note, []).append(name)
-    return [(" and ".join(names), note) for note, names in rounds.items()]
 
 
 def _keys(parts: Iterable[Mapping[str, int]]) -> list[str]:

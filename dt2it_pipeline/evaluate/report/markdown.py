@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
 from dt2it_pipeline.evaluate.report import text
 from dt2it_pipeline.evaluate.report.data import ReportData, headline
-from dt2it_pipeline.evaluate.report.estimates import all_sentences, truth_sentences
+from dt2it_pipeline.evaluate.report.estimates import all_sentences, estimate_notes, last_sensitivity, truth_sentences
 from dt2it_pipeline.evaluate.report.formatting import (
     brief,
     markdown_table,
@@ -114,7 +114,7 @@ def quality_markdown(data: ReportData) -> str:
 
 
 def estimates_markdown(data: ReportData) -> str:
-    """Estimated label accuracy, one row per round, and what known truth says against it; empty without estimates."""
+    """Estimated label accuracy, one row per round, its notes, and how it moves where it is assumed; else empty."""
     rows = []
     for item in data.rounds:
         if (found := item.estimate) is not None:
@@ -124,8 +124,29 @@ def estimates_markdown(data: ReportData) -> str:
             rows.append([name, _interval(found.before), after, number(found.kept), right, found.rests_on])
     heads = ["round", "label accuracy before %", "after %", "pairs that stay", "right labels kept", "rests on"]
     table = telling_table(heads, rows)
-    notes = "\n".join(f"- {markdown_text(sentence)}" for sentence in truth_sentences(data))
-    return "\n\n".join(part for part in (table, notes) if part)
+    sentences = [*truth_sentences(data), *(f"{name.capitalize()}: {note}." for name, note in estimate_notes(data))]
+    notes = "\n".join(f"- {markdown_text(sentence)}" for sentence in sentences)
+    return "\n\n".join(part for part in (table, notes, _sensitivity(data)) if part)
+
+
+def _sensitivity(data: ReportData) -> str:
+    """What follows if voters and judges are better or worse than assumed; empty where nothing is assumed."""
+    if (found := last_sensitivity(data)) is None:
+        return ""
+    name, assumed = found
+    rows = [
+        [
+            *(percent(row[key]) for key in ("annotator_accuracy", "label_accuracy", "accuracy_after")),
+            f"{percent(row['after_low'])} to {percent(row['after_high'])}",
+        ]
+        for row in assumed
+    ]
+    heads = ["if voters and judges are right in %", "labels right before %", f"after {name} %", "at least, at most %"]
+    note = (
+        "- If voters and judges are better or worse than assumed. To measure how often they are right, let a person "
+        f"check fifty pairs: `dt2it review sample --{name} --output audit`."
+    )
+    return f"{note}\n\n{markdown_table(heads, rows)}"
 
 
 def outcomes_markdown(data: ReportData) -> str:

@@ -24,6 +24,7 @@ from dt2it_pipeline.orchestrate.stage.checks import NO_CONTAMINATION
 from dt2it_pipeline.orchestrate.stage.metadata import histogram, markdown_of
 from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, training_metadata
 from dt2it_pipeline.orchestrate.stage.stage_asset import OWNERS, PART, STAGE, StageResult, stage_asset
+from dt2it_pipeline.reward.few_pairs import few_pairs
 from dt2it_pipeline.storage.artifacts import Artifact
 
 _REMOVED = pa.schema(
@@ -170,6 +171,8 @@ def _training_pairs(
             inputs={**parts, "raw_benchmarks": raw_benchmarks},
             settings={"decontamination": settings, "trusted_pairs": trusted},
         )
+        if sentence := few_pairs(number, artifact["pairs"].num_rows):
+            context.log.warning(sentence)
         clean = no_contamination(artifact, raw_benchmarks, settings, opened.media)
         removed = pa.Table.from_pylist(artifact.metadata["decontamination"], schema=_REMOVED)
         return StageResult(artifact, checks=(clean,), metadata={"removed_by_decontamination": markdown_of(removed)})

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from dt2it_pipeline.orchestrate.report.sources import ReportSources, seconds_of
 from dt2it_pipeline.storage.artifacts import Artifact
 
 SUSPECTS = 20
+_NO_MODEL = "reference"  # kind of judge that compares with reference answers and asks no model
 _CONTESTED = "contested"  # reason of verified_pairs for pairs that the next step decides
 
 
@@ -92,24 +94,26 @@ def cost_of(part: str, artifacts: Iterable[Artifact], more_seconds: float = 0.0)
             continue
         seconds += seconds_of(artifact)
         gpu_seconds += float(metadata.get("gpu_seconds", 0.0))
-        for judge in _judges(metadata):
-            calls += int(judge.get("asked", 0))
+        calls += int(metadata.get("judge_calls", 0))  # of `annotated_pairs`, where not every kind of judge has a tally
+        cached += int(metadata.get("cached_replies", 0))
+        for judge in _scoring(metadata):
+            calls += int(judge.get("asked", judge.get("calls", 0)))
             cached += int(judge.get("looked_up", 0))
+        for judge in [*_scoring(metadata), *_annotating(metadata)]:
             read += int(judge.get("prompt_tokens", 0))
             written += int(judge.get("completion_tokens", 0))
     return Cost(part, calls, read, written, seconds, gpu_seconds, cached)
 
 
-def _judges(metadata: Mapping[str, object]) -> list[Mapping[str, int]]:
-    """Tallies of judges: of `judged_responses` by name, of `annotated_pairs` by asking and name."""
-    found: list[Mapping[str, int]] = []
-    scoring = metadata.get("judges")
-    if isinstance(scoring, Mapping):
-        found += [{**judge, "asked": judge.get("asked", judge.get("calls", 0))} for judge in scoring.values()]
-    askings = metadata.get("judging")
-    for asking in askings if isinstance(askings, list) else ():
-        found += list(asking["asked"].values())
-    return found
+def _scoring(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Tallies of the judges of `judged_responses` that ask a model."""
+    judges = metadata.get("judges")
+    return [one for one in judges.values() if one.get("kind") != _NO_MODEL] if isinstance(judges, Mapping) else []
+
+
+def _annotating(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Tallies of the judges of `annotated_pairs` that count tokens, by asking."""
+    return [tally for asking in metadata.get("judging", ()) for tally in asking["asked"].values()]
 
 
 def _outcome_table(sources: ReportSources, number: int) -> pd.DataFrame:

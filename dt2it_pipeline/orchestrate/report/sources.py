@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.grading import Grade, grade_labels
-from dt2it_pipeline.evaluate.report.data import Curve, Example, StageCounts
+from dt2it_pipeline.evaluate.report.data import HELD_OUT, Curve, Example, StageCounts
 from dt2it_pipeline.evaluate.report.formatting import strength_unit
 from dt2it_pipeline.orchestrate.arms import CEILING, CONTROL, arms
 from dt2it_pipeline.orchestrate.report.words import STAGE_WORDS
@@ -119,7 +119,7 @@ def counts(name: str, artifact: Artifact) -> StageCounts:
     labels = Counter(artifact["pairs"]["label"].to_pylist())
     reasons = Counter(artifact["quarantine"]["reason"].to_pylist())
     if held_out := int(artifact.metadata.get("rows_held_out", 0)):
-        labels["held out"] = held_out
+        labels[HELD_OUT] = held_out
     return StageCounts(name, int(artifact.metadata["rows_in"]), dict(labels), dict(reasons), STAGE_WORDS[name])
 
 

@@ -92,4 +92,4 @@ def test_labels_that_are_not_flipped_are_dropped_and_counted() -> None:
     assert not (outcome == "flipped").any()
     assert world.accuracy(outcome) > 0.99
     counted = found.pairs["probability"][outcome == "dropped"].le(0.2).sum()
-    assert counted and any(note.startswith(f"{counted} labels whose other side") for note in found.notes)
+    assert counted and any(note.startswith(f"{counted} labels are more probably wrong") for note in found.notes)

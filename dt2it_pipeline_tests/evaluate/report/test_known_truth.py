@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report.data import (
+    HELD_OUT,
     Quality,
     ReportData,
+    StageCounts,
 )
 from dt2it_pipeline.evaluate.report.html import render_report
 from dt2it_pipeline.evaluate.report.markdown import (
@@ -91,4 +93,51 @@ def test_the_assumption_is_explained_only_where_there_is_one() -> None:
     anchored = replace(estimate, anchored=True, sensitivity=[])
     html = render_report(replace(data, rounds=[replace(data.rounds[0], estimate=anchored)]))
     assert "than assumed?" not in html and "can be off by more" not in html
+    markdown = estimates_markdown(replace(data, rounds=[replace(data.rounds[0], estimate=anchored)]))
+    assert markdown and "if voters and judges" not in markdown
     assert estimates_markdown(ReportData(scores())) == ""
+
+
+def test_markdown_has_the_notes_of_the_model_and_what_an_assumption_changes() -> None:
+    data = full()
+    estimate = data.rounds[0].estimate
+    assert estimate is not None
+    notes = ["let a person check fifty pairs", "voters agree with 46% of 80 labels"]
+    rounds = [
+        replace(data.rounds[0], estimate=replace(estimate, notes=notes)),
+        replace(data.rounds[0], number=1, estimate=replace(estimate, notes=notes[:1])),
+    ]
+    part = estimates_markdown(replace(data, rounds=rounds))
+    assert part.count("fifty pairs.") == 1 and "- Round 0 and round 1: let a person check fifty pairs." in part
+    assert "- Round 0: voters agree with 46% of 80 labels." in part
+    assert "dt2it review sample --round 1 --output audit" in part
+    assert [cell.strip() for cell in part.splitlines()[-1].split("|")][1:-1] == [
+        "80.0",
+        "73.2",
+        "90.0",
+        "75.0 to 100.0",
+    ]
+
+
+def test_the_summary_reports_style_bias_that_rises_beyond_chance() -> None:
+    def with_probes(before: StyleProbe, after: StyleProbe) -> str:
+        data = without_truth()
+        one = replace(data.rounds[0], quality=[Quality("curated", 90, 0.9, None, after)])
+        return render_report(replace(data, quality=[Quality("pool", 100, 1.0, None, before)], rounds=[one]))
+
+    raised = "raised the style bias by more than chance"
+    assert raised in with_probes(StyleProbe(0.88, 0.84, 0.92, 300), StyleProbe(0.98, 0.96, 0.99, 250))
+    assert raised not in with_probes(StyleProbe(0.88, 0.84, 0.92, 300), StyleProbe(0.93, 0.9, 0.96, 250))
+    assert raised not in with_probes(StyleProbe(0.2, 0.1, 0.3, 300), StyleProbe(0.45, 0.4, 0.5, 250))
+
+
+def test_the_summary_reports_a_round_that_trains_on_too_few_pairs() -> None:
+    def trained_on(pairs: int) -> str:
+        data = without_truth()
+        stage = StageCounts(
+            "training_pairs", pairs + 51, {"original": pairs - 1, "t2i": 1, HELD_OUT: 50}, {"contaminated": 1}
+        )
+        return report_markdown(replace(data, rounds=[replace(data.rounds[0], stages=[stage])]))["summary"]
+
+    assert "Round 0 trains its reward model on 19 pairs" in trained_on(19)
+    assert "trains its reward model" not in trained_on(20)

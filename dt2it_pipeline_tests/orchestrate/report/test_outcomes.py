@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pandas as pd
 
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.construct import judge
+from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.orchestrate.report.outcomes import cost_of, outcomes_of, suspects_of
 from dt2it_pipeline.orchestrate.report.round import _rests_on
-from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
+from dt2it_pipeline_tests.support.construct_world import COLORS, judging_job, prompt_row, response_rows
 
 
 def pair(n: int, *, swapped: bool = False, source: str = "mine", margin: float = 1.0) -> dict[str, Any]:
@@ -89,15 +95,45 @@ def test_cost_counts_calls_tokens_and_time_of_what_was_made() -> None:
             "seconds": 5,
         },
     )
-    asked = Artifact(
-        {}, {"judging": [{"asked": {"a": {"asked": 4, "looked_up": 5, "prompt_tokens": 40}}}], "seconds": 2.5}
-    )
+    judging = [{"asked": {"a": {"asked": 4, "looked_up": 5, "prompt_tokens": 40}}}]
+    asked = Artifact({}, {"judging": judging, "judge_calls": 4, "cached_replies": 5, "seconds": 2.5})
     trained = Artifact({}, {"seconds": 60, "gpu_seconds": 400.0})
     left = Artifact({}, {"not_trained": "why", "seconds": 9})
     cost = cost_of("round 0", [judged, asked, trained, left])
     assert (cost.judge_calls, cost.cached_replies) == (14, 7)
     assert (cost.prompt_tokens, cost.completion_tokens) == (140, 7)
     assert (cost.seconds, cost.gpu_seconds) == (67.5, 400.0)
+
+
+class _FirstIsLikelier:
+    """The likelihoods that a judge without a model decides by."""
+
+    def evidence(self, questions: Any) -> list[list[float]]:
+        return [[float(-place) for place in range(len(question.responses))] for question in questions]
+
+
+def test_cost_counts_calls_of_every_judge_that_asks_a_model_and_of_no_other(tmp_path: Path) -> None:
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    texts = [response for row in rows for response in response_rows(row, "It is red.", "It is blue.")]
+    scored = judge.run(judging_job(tmp_path, rows, texts, JudgingSettings()), lambda progress: None)
+    assert scored["judges"]["reference"]["calls"] > 0
+    atomic.write_parquet(
+        schemas.table([records.make_pair(row["prompt_id"], "red", "blue", source="test") for row in rows], "pairs"),
+        tmp_path / "pairs.parquet",
+    )
+    job = annotate.AnnotateJob(
+        pairs=tmp_path / "pairs.parquet",
+        prompts=tmp_path / "prompts.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "votes.parquet",
+        work=tmp_path / "work",
+        settings=AnnotationSettings.model_validate({"judges": [{"name": "likely"}]}),
+        seed=0,
+    )
+    summary = annotate.run(job, lambda progress: None, lambda judge: _FirstIsLikelier())
+    annotated = {"judging": [summary], "judge_calls": summary["calls"], "cached_replies": summary["cached"]}
+    assert cost_of("before the rounds", [Artifact({}, scored)]).judge_calls == 0
+    assert cost_of("round 0", [Artifact({}, annotated)]).judge_calls == len(rows)
 
 
 def test_what_an_estimate_rests_on() -> None:
