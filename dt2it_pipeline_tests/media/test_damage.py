@@ -259,3 +259,15 @@ def test_a_line_about_a_damaged_image_names_the_prompt_that_it_is_of(
     assert isinstance(found[0], ChatError) is gone
     (line,) = map(json.loads, (tmp_path / "lines.jsonl").read_text().splitlines())
     assert (line["row_ids"], line["media_ids"]) == (["p1"], [source_hash(file)])
+
+
+def test_a_png_without_a_seal_is_not_put_in_the_place_of_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, store = tmp_path / "root", tmp_path / "media"
+    root.mkdir()
+    (root / "a.jpg").write_bytes(photograph("JPEG", sideways=True))
+    (made,) = imported(root, store, [Medium("image", "a.jpg")])
+    old = made.rename(made.with_name(f"{source_hash(made)}.png"))
+    for _ in range(2):
+        with pytest.raises(MediaError):
+            open_image(old)
+    assert ["an earlier version stored it so" in record.getMessage() for record in caplog.records] == [True]
