@@ -12,7 +12,7 @@ import pytest
 
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
-from dt2it_pipeline_tests.support.commands import dt2it, failing
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 
 SMOKE = "configs/recipes/smoke.yaml"
 
@@ -65,6 +65,32 @@ def test_a_recipe_beside_the_working_directory_is_found_from_everywhere(
     assert environment["DT2IT_RECIPE"] == str(tmp_path / "mine.yaml")
     assert (environment["DT2IT_HOME"], environment["DAGSTER_HOME"]) == (str(tmp_path / "home"), str(tmp_path))
     assert command[-2:] == ["-c", str(tmp_path / "run.yaml")]
+
+
+def test_a_run_names_its_recipe_and_home_and_starts_nothing_where_no_recipe_is_chosen(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    dt2it("init", tmp_path / "mine")
+    checkout = project_root()
+    monkeypatch.chdir(tmp_path)
+    words = failing("run", "construct")
+    assert words.startswith(f"no recipe is chosen: neither {tmp_path} ") and "DT2IT_RECIPE=FILE" in words
+    assert not started
+    (tmp_path / "mine/notes").mkdir()
+    monkeypatch.chdir("mine/notes")  # below a project is in it
+    lines = invoke("run", "construct").stderr.splitlines()
+    mine = tmp_path / "mine"
+    assert lines[0] == f"recipe {mine}/configs/recipes/mine.yaml, artifact home {mine}/data"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DT2IT_RECIPE", SMOKE)
+    lines = invoke("run", "construct", "--home", "home").stderr.splitlines()
+    assert lines[0] == f"recipe {checkout / SMOKE}, artifact home {tmp_path / 'home'}"
+    monkeypatch.delenv("DT2IT_RECIPE")
+    monkeypatch.setenv("DT2IT_PROJECT", str(mine))
+    dt2it("run", "construct")
+    assert len(started) == 3
 
 
 def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[Any], tmp_path: Path) -> None:
