@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from dt2it_pipeline.cli.terminal import CommandError
+
 if TYPE_CHECKING:
     from dt2it_pipeline.config.sections.scoring import MaxPixels
     from dt2it_pipeline.storage.artifacts import Store
@@ -151,3 +153,19 @@ def open_store(home: Path | None) -> Store:
     from dt2it_pipeline.storage.artifacts import Store
 
     return Store(home_folder(home))
+
+
+def round_store(home: Path | None, number: int, asset: str = "curated_pairs") -> Store:
+    """The same store, which must hold an asset of a round.
+
+    Raises:
+        CommandError: the round has not made it; the message has the command that does.
+    """
+    store = open_store(home)
+    if store.current(asset, str(number)) is None:
+        there = ", ".join(store.partitions(asset)) or "none"
+        raise CommandError(
+            f"{asset} of round {number} has not been materialised in {store.home}; rounds that have it: {there}. Run "
+            f"it first: `dt2it run round --round {number}`, or name another artifact home with --home"
+        )
+    return store
