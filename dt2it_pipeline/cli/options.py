@@ -124,6 +124,15 @@ def assignments(given: list[str] | None, option: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def verdict_values(given: list[str] | None) -> dict[str, str]:
+    """The values of `VerdictValues` as a mapping. Raises typer.BadParameter where one is no VALUE=SIDE."""
+    values = assignments(given, "--verdict")
+    for value, side in values.items():
+        if side not in ("first", "second", "tie"):
+            raise typer.BadParameter(f"--verdict {value}={side}: {side!r} is none of first, second, tie")
+    return values
+
+
 def as_max_pixels(given: str) -> MaxPixels:
     """The value of `MaxPixelsOption` as the setting `scoring.max_pixels`.
 

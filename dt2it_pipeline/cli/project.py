@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments
+from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments, verdict_values
 
 if TYPE_CHECKING:
     from dt2it_pipeline.cli.checks.lines import Line
@@ -53,7 +53,7 @@ def init(
     """Write a project: recipe, manifests and Dagster's settings. Nothing is overwritten."""
     from dt2it_pipeline.cli.new_project import write_project
 
-    columns, values = assignments(column, "--column"), assignments(verdict, "--verdict")
+    columns, values = assignments(column, "--column"), verdict_values(verdict)
     made = write_project(folder, data, columns, values, postgres=postgres)
     if as_json:
         typer.echo(json.dumps(_project(made), ensure_ascii=False))

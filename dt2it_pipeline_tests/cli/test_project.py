@@ -187,6 +187,11 @@ def test_data_that_cannot_be_read_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_verdict_of_no_side_is_named_with_its_option(tmp_path: Path) -> None:
+    made = dt2it("init", "mine", "--data", lines_file(tmp_path / "pairs.jsonl", PAIRS), "--verdict", "0=left")
+    assert made.exit_code == 2 and "--verdict 0=left: 'left' is none of first, second, tie" in made.stderr
+
+
 def test_data_of_which_no_row_can_be_used_writes_nothing(tmp_path: Path) -> None:
     data = lines_file(tmp_path / "pairs.jsonl", [{**row, "chosen_response": ""} for row in PAIRS])
     made = dt2it("init", "mine", "--data", data)
