@@ -106,9 +106,9 @@ def sample(
             raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
         done = export_table_audit(pairs, output, count, format_name, seed, cleaned, chosen, rejected)
     else:
-        done = export_round_audit(
-            round_store(home, number, "voted_pairs"), str(number), output, count, format_name, seed
-        )
+        assert number is not None  # checked above
+        store = round_store(home, number, "voted_pairs")
+        done = export_round_audit(store, str(number), output, count, format_name, seed)
     for row in done.quarantine.to_pylist():
         note(f"not shown: {row['row_id']}: {row['reason']} ({row['detail']})")
     drawn = done.sample.num_rows

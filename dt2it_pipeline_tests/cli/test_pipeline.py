@@ -106,6 +106,16 @@ def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[
     assert "is too many" in failing("demo", "--home", tmp_path, "--rounds", 9)
 
 
+def test_a_project_stands_for_its_artifact_home_in_a_report(tmp_path: Path) -> None:
+    words = failing("report", tmp_path)
+    assert words.startswith(f"neither {tmp_path} nor its data/ has a report.md (No such file or directory)")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/report.md").write_text("# in data\n")
+    assert dt2it("report", tmp_path) == "# in data\n\n"
+    (tmp_path / "report.md").write_text("# here\n")
+    assert dt2it("report", tmp_path) == "# here\n\n"
+
+
 @pytest.mark.parametrize(("name", "options"), [("report.md", []), ("report.html", ["--output", "out.html"])])
 def test_a_report_that_is_not_utf8_is_one_line(tmp_path: Path, name: str, options: list[str]) -> None:
     (tmp_path / name).write_bytes(b"# the r\xe9port\n")
