@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -234,7 +235,7 @@ def _project_lines(made: NewProject) -> Iterator[str]:
         for note in made.notes:
             yield from _wrapped(f"  - {note}", _WIDTH, "    ")
     yield "next:"
-    yield f"  cd {made.folder}"
+    yield f"  cd {shlex.quote(str(made.folder))}"
     yield "  dt2it check"
     yield "  dt2it run construct"
 

@@ -106,6 +106,10 @@ def test_a_new_project_runs_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyP
     jsonschema.validate(yaml.safe_load(text), json.loads(Path("configs/recipe.schema.json").read_text()))
 
 
+def test_a_folder_with_a_space_is_quoted_in_the_next_command(tmp_path: Path) -> None:
+    assert f"\n  cd '{tmp_path / 'my proj'}'\n" in dt2it("init", "my proj").stdout
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/dagster.yaml").write_text("ours: 1\n")
