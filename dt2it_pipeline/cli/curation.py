@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, open_store
+from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, open_store, round_store
 from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def outcomes(
 
     if output.suffix not in (".parquet", ".csv"):
         raise CommandError(f"--output {output}: name a file that ends in .parquet or .csv")
-    table = outcomes_of_round(open_store(home), str(number))
+    table = outcomes_of_round(round_store(home, number), str(number))
     if output.suffix == ".csv":
         output.parent.mkdir(parents=True, exist_ok=True)
         cells = table.to_pandas().map(lambda cell: text_cell(cell) if isinstance(cell, str) else cell)
@@ -325,7 +325,8 @@ def export(
     """Write an asset's pairs as a dataset, with their images and a card of licences, counts and lineage."""
     from dt2it_pipeline.export import export_asset
 
-    done = export_asset(open_store(home), asset, None if number is None else str(number), output, format_name)
+    store = round_store(home, number) if number is not None and asset == "curated_pairs" else open_store(home)
+    done = export_asset(store, asset, None if number is None else str(number), output, format_name)
     show_export(done, as_json=as_json)
 
 

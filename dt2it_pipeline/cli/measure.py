@@ -20,6 +20,7 @@ from dt2it_pipeline.cli.options import (
     VerdictValues,
     as_max_pixels,
     assignments,
+    verdict_values,
 )
 from dt2it_pipeline.cli.terminal import CommandError, note, progress, show
 
@@ -198,7 +199,7 @@ def style(
     from dt2it_pipeline.ingest.preferences import read_preferences
     from dt2it_pipeline.style import all_probes
 
-    pairs, quarantine = read_preferences(file, assignments(column, "--column"), assignments(verdict, "--verdict"))
+    pairs, quarantine = read_preferences(file, assignments(column, "--column"), verdict_values(verdict))
     prompts = pairs["prompt_id"].nunique()
     reasons = sorted(Counter(quarantine["reason"]).items())
     lines = [
@@ -284,7 +285,7 @@ def calibrate(
                 audit=audit,
                 sample=sample,
                 columns=assignments(column, "--column"),
-                verdict=assignments(verdict, "--verdict"),
+                verdict=verdict_values(verdict),
                 settings=ScoringSettings(processes=processes, max_length=max_length),
                 report=report,
             )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from dt2it_pipeline.cli.terminal import CommandError
+
 if TYPE_CHECKING:
     from dt2it_pipeline.config.sections.scoring import MaxPixels
     from dt2it_pipeline.storage.artifacts import Store
@@ -122,6 +124,15 @@ def assignments(given: list[str] | None, option: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def verdict_values(given: list[str] | None) -> dict[str, str]:
+    """The values of `VerdictValues` as a mapping. Raises typer.BadParameter where one is no VALUE=SIDE."""
+    values = assignments(given, "--verdict")
+    for value, side in values.items():
+        if side not in ("first", "second", "tie"):
+            raise typer.BadParameter(f"--verdict {value}={side}: {side!r} is none of first, second, tie")
+    return values
+
+
 def as_max_pixels(given: str) -> MaxPixels:
     """The value of `MaxPixelsOption` as the setting `scoring.max_pixels`.
 
@@ -151,3 +162,19 @@ def open_store(home: Path | None) -> Store:
     from dt2it_pipeline.storage.artifacts import Store
 
     return Store(home_folder(home))
+
+
+def round_store(home: Path | None, number: int, asset: str = "curated_pairs") -> Store:
+    """The same store, which must hold an asset of a round.
+
+    Raises:
+        CommandError: the round has not made it; the message has the command that does.
+    """
+    store = open_store(home)
+    if store.current(asset, str(number)) is None:
+        there = ", ".join(store.partitions(asset)) or "none"
+        raise CommandError(
+            f"{asset} of round {number} has not been materialised in {store.home}; rounds that have it: {there}. Run "
+            f"it first: `dt2it run round --round {number}`, or name another artifact home with --home"
+        )
+    return store

@@ -103,7 +103,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything that the run prints.")] = False,
 ) -> None:
     """Run a job of the recipe, as `dagster job execute` does; finished stages are used again."""
-    from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.config.recipe import chosen_recipe, load_recipe, recipe_path
 
     if (job in _PARTITIONED) != (number is not None):
         wanted = "needs --round" if job in _PARTITIONED else "takes no --round"
@@ -113,13 +113,16 @@ def run(
     if job is Job.benchmark and model is None and config is None:
         raise typer.BadParameter("the job benchmark needs --model (or --config)")
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
+    _require_choice(chosen)
     bound = load_recipe(chosen).rounds
     if number is not None and number >= bound:
         raise CommandError(
             f"there is no round {number}: the recipe's `rounds` is {bound}, so rounds are 0 to {bound - 1}"
         )
+    folder = home_folder(home).absolute()
+    note(f"recipe {recipe_path(chosen_recipe(chosen))}, artifact home {folder}")
     with _run_configuration(model, config) as file:
-        _execute(job, _environment(home_folder(home), chosen), number, file, verbose=verbose)
+        _execute(job, _environment(folder, chosen), number, file, verbose=verbose)
 
 
 def ui(
@@ -145,6 +148,17 @@ def ui(
     environment = _environment(home_folder(home), chosen)
     command = [sys.executable, "-m", "dagster", "dev", "-m", _DEFINITIONS, "--host", host, "--port", str(port)]
     os.execve(sys.executable, command, environment)
+
+
+def _require_choice(recipe: Path | None) -> None:
+    """End the command where nobody chose a recipe: it would run the demo, in the folder where the package lies."""
+    from dt2it_pipeline.config.paths import chosen_project
+
+    if recipe is None and not os.environ.get("DT2IT_RECIPE") and chosen_project() is None:
+        raise CommandError(
+            f"no recipe is chosen: neither {Path.cwd()} nor a folder above it is a project. Go into your project (cd), "
+            "or choose a recipe: --recipe FILE or DT2IT_RECIPE=FILE. `dt2it demo` runs the demo"
+        )
 
 
 def _environment(home: Path, recipe: Path | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments
+from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments, verdict_values
 
 if TYPE_CHECKING:
     from dt2it_pipeline.cli.checks.lines import Line
@@ -53,7 +54,7 @@ def init(
     """Write a project: recipe, manifests and Dagster's settings. Nothing is overwritten."""
     from dt2it_pipeline.cli.new_project import write_project
 
-    columns, values = assignments(column, "--column"), assignments(verdict, "--verdict")
+    columns, values = assignments(column, "--column"), verdict_values(verdict)
     made = write_project(folder, data, columns, values, postgres=postgres)
     if as_json:
         typer.echo(json.dumps(_project(made), ensure_ascii=False))
@@ -234,7 +235,7 @@ def _project_lines(made: NewProject) -> Iterator[str]:
         for note in made.notes:
             yield from _wrapped(f"  - {note}", _WIDTH, "    ")
     yield "next:"
-    yield f"  cd {made.folder}"
+    yield f"  cd {shlex.quote(str(made.folder))}"
     yield "  dt2it check"
     yield "  dt2it run construct"
 

@@ -24,7 +24,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="[HOME]...",
-            help="Artifact homes of finished runs.",
+            help="Artifact homes of finished runs; for one, its project will do.",
             show_default="DT2IT_HOME, else data/ in the project",
         ),
     ] = None,
@@ -58,11 +58,15 @@ def report(
             raise typer.BadParameter("one HOME is read at a time; add --compare to put several side by side")
         folder = home_folder(given[0] if given else None)
         file = folder / ("report.html" if html else "report.md")
+        if not file.is_file() and (folder / "data" / file.name).is_file():  # a project with its usual artifact home
+            file = folder / "data" / file.name
         try:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
             advice = "run a round first (`dt2it run round --round 0`), or name the artifact home"
-            raise CommandError(f"{folder} has no {file.name} ({error.strerror}); {advice}") from error
+            raise CommandError(
+                f"neither {folder} nor its data/ has a {file.name} ({error.strerror}); {advice}"
+            ) from error
         except UnicodeDecodeError as error:
             advice = "remove it, and run the report's step again (`dt2it run round`)"
             raise CommandError(f"{file} is damaged: it is not UTF-8 ({error}); {advice}") from error

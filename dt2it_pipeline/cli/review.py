@@ -17,7 +17,7 @@ from dt2it_pipeline.cli.options import (
     OutputFolder,
     RejectedColumn,
     home_folder,
-    open_store,
+    round_store,
 )
 from dt2it_pipeline.cli.review_page import serve
 from dt2it_pipeline.cli.terminal import CommandError, counted, note, show
@@ -50,7 +50,10 @@ def export_tasks(
     """
     from dt2it_pipeline.export import export_undecided
 
-    show_export(export_undecided(open_store(home), str(number), output, format_name), as_json=as_json)
+    show_export(
+        export_undecided(round_store(home, number, "contested_pairs"), str(number), output, format_name),
+        as_json=as_json,
+    )
 
 
 def sample(
@@ -103,7 +106,9 @@ def sample(
             raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
         done = export_table_audit(pairs, output, count, format_name, seed, cleaned, chosen, rejected)
     else:
-        done = export_round_audit(open_store(home), str(number), output, count, format_name, seed)
+        assert number is not None  # checked above
+        store = round_store(home, number, "voted_pairs")
+        done = export_round_audit(store, str(number), output, count, format_name, seed)
     for row in done.quarantine.to_pylist():
         note(f"not shown: {row['row_id']}: {row['reason']} ({row['detail']})")
     drawn = done.sample.num_rows

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dt2it_pipeline.cli.options import ChosenColumn, Home, MediaRoot, RejectedColumn, home_folder
+from dt2it_pipeline.cli.options import ChosenColumn, Home, MediaRoot, RejectedColumn, home_folder, round_store
 from dt2it_pipeline.cli.terminal import CommandError, note
 
 
@@ -111,6 +111,7 @@ def serve(
             folder = home_folder(home)
             if not folder.is_dir():
                 raise CommandError(f"there is no artifact home {folder}; name it with --home, or set DT2IT_HOME")
+            round_store(folder, number or 0, "voted_pairs")
             note(f"reading round {number} of {folder}")
             subject = round_subject(folder, number or 0, count, seed)
         names = [*LOOPBACK, host, *(allow_host or ())]

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -76,8 +77,9 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
         if debug or not any(kind.__module__.partition(".")[0] == _PACKAGE for kind in type(error).__mro__):
             raise
         _print_error(str(error))
-        if page := getattr(error, "help_page", ""):
-            typer.echo(f"More: docs/{page.replace('#', '.md#')}", err=True)
+        page, _, anchor = getattr(error, "help_page", "").partition("#")
+        if page and Path("docs", f"{page}.md").is_file():  # of a checkout; a project has none of these pages
+            typer.echo(f"More: docs/{page}.md#{anchor}", err=True)
         raise typer.Exit(1) from None
 
 

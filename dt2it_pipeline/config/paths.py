@@ -33,15 +33,18 @@ def project_root() -> Path:
     `DT2IT_PROJECT` if set. Else the nearest folder, from the working directory upwards, whose configs/ holds one of
     KINDS. Else the checkout that the package lies in; where it lies in none, the working directory.
     """
-    given = os.environ.get("DT2IT_PROJECT")
-    if given:
+    if (chosen := chosen_project()) is not None:
+        return chosen
+    shipped = shipped_configs()
+    return shipped.parent if shipped.parent != _PACKAGE else Path.cwd()
+
+
+def chosen_project() -> Path | None:
+    """The project that `DT2IT_PROJECT` or the working directory chooses; None where neither does."""
+    if given := os.environ.get("DT2IT_PROJECT"):
         return Path(given).absolute()
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if any((folder / "configs" / kind).is_dir() for kind in KINDS):
-            return folder
-    shipped = shipped_configs()
-    return shipped.parent if shipped.parent != _PACKAGE else here
+    return next((f for f in (here, *here.parents) if any((f / "configs" / kind).is_dir() for kind in KINDS)), None)
 
 
 def config_folders(kind: str) -> tuple[Path, ...]:

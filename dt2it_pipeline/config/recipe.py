@@ -213,7 +213,7 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
     Raises:
         RecipeError: there is no such file, or it is not a valid recipe; the message names every wrong key.
     """
-    chosen = str(path or os.environ.get("DT2IT_RECIPE") or _default_recipe())
+    chosen = chosen_recipe(path)
     full = recipe_path(chosen)
     try:
         text = full.read_text(encoding="utf-8")
@@ -224,6 +224,11 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
         known = ", ".join(config_files("recipes", "*.yaml")) or "none"
         raise RecipeError(f"cannot read recipe {full}: {reason}; recipes in {looked_in('recipes')}: {known}") from error
     return parse_recipe(text, where=chosen)
+
+
+def chosen_recipe(path: str | Path | None = None) -> str:
+    """The name or path of the recipe that `load_recipe` loads. Raises RecipeError where the project has several."""
+    return str(path or os.environ.get("DT2IT_RECIPE") or _default_recipe())
 
 
 def recipe_path(name: str | Path) -> Path:

@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -20,12 +20,14 @@ from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.auto import NEEDED, reading
+from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
 from dt2it_pipeline.media.root import MediaRoot
 
 _ROWS = 20
+_NAME = "proposal"  # of the manifest that the first rows are read by; the user knows of none
 _REASONS = 3  # why no row can be used, that are named
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
@@ -98,23 +100,22 @@ def propose(
         ManifestError: `columns` or `verdict` name something that is unknown.
     """
     try:
-        provisional = Manifest(
-            name="proposal",
-            kind="preferences",
-            path=str(data.absolute()),
-            licence="-",
-            limit=rows,
-            columns=dict(columns or {}),
-            verdict=dict(verdict or {}),  # type: ignore[arg-type]  # checked there
-        )
-    except ValidationError as error:
-        raise ManifestError(fault_message(error.errors()[0])) from None
-    read = list(read_rows(provisional, data.parent))
+        read = list(read_rows(_provisional(data, columns, None, rows), data.parent))
+    except SourceError as error:
+        raise SourceError(str(error).removeprefix(f"source {_NAME!r}: ")) from error.__cause__
     whole = [row for row in read if isinstance(row, Row)]
     if not whole:
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
     found = tuple(name for name in dict.fromkeys(str(name) for row in whole for name in row.values) if name.strip())
+    if verdict:
+        if "verdict" not in (columns or {}) and not any(Fields(row).column("verdict") for row in whole):
+            raise SourceError(
+                f"{data} has no verdict column; its columns: {', '.join(found)}. Name one "
+                "with --column verdict=COLUMN, or leave --verdict out"
+            )
+        meanings = _provisional(data, columns, verdict, rows).verdict
+        whole = [replace(row, verdict=meanings) for row in whole]
     trials = [_tried(trial, whole) for trial in _trials(whole)]
     trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
     if not trials[0].usable:
@@ -138,8 +139,26 @@ def propose(
         fault,
         others,
         tuple(questions),
-        provisional.verdict if best.adapter == "auto" else {},
+        whole[0].verdict if best.adapter == "auto" else {},
     )
+
+
+def _provisional(
+    data: Path, columns: Mapping[str, str] | None, verdict: Mapping[str, str] | None, rows: int
+) -> Manifest:
+    """The manifest by which the first rows are read. Raises ManifestError where `columns` or `verdict` are wrong."""
+    try:
+        return Manifest(
+            name=_NAME,
+            kind="preferences",
+            path=str(data.absolute()),
+            licence="-",
+            limit=rows,
+            columns=dict(columns or {}),
+            verdict=dict(verdict or {}),  # type: ignore[arg-type]  # checked there
+        )
+    except ValidationError as error:
+        raise ManifestError(fault_message(error.errors()[0])) from None
 
 
 def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import typer
@@ -72,7 +73,9 @@ def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
     assert failing("run", code=2).startswith("Missing argument 'JOB'")
 
 
-def test_our_errors_are_one_line_and_others_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_errors_are_one_line_and_others_keep_their_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def raising(error: Exception) -> None:
         def fail(*_: object) -> None:
             raise error
@@ -81,6 +84,11 @@ def test_our_errors_are_one_line_and_others_keep_their_traceback(monkeypatch: py
 
     raising(RecipeError("recipe.yaml: training.epochs is wrong"))
     assert failing("run", "construct") == "recipe.yaml: training.epochs is wrong"
+    assert "More: docs/troubleshooting.md#recipe" in invoke("run", "construct").stderr
+    with monkeypatch.context() as elsewhere:  # a project has none of these pages
+        elsewhere.chdir(tmp_path)
+        elsewhere.setenv("DT2IT_RECIPE", "any")
+        assert "docs/" not in invoke("run", "construct").stderr
     kept = invoke("--debug", "run", "construct")
     assert isinstance(kept.exception, RecipeError) and kept.exit_code == 1
     raising(FileNotFoundError(2, "No such file or directory", "/x"))

@@ -26,7 +26,8 @@ def test_the_command_exports_a_round(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| voters | reward_model/0 |" in card
     message = failing(*given, "--round", 1)
-    assert re.fullmatch(r"curated_pairs, partition 1 has not been materialised in .*; there are: 0", message)
+    assert re.fullmatch(r"curated_pairs of round 1 has not been materialised in .* it: 0. Run it first: .*", message)
+    assert "`dt2it run round --round 1`" in message
     for name in ("10", "2"):
         store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", name)
     message = failing(*given)

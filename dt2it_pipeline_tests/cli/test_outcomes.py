@@ -21,7 +21,7 @@ def test_cells_are_no_formulas_and_give_the_same_texts_back(tmp_path: Path, monk
     table = pa.table(
         {"source": TEXTS, "outcome": ["kept"] * count, "reason": TEXTS, "weight": [-1.5] * count, "row": range(count)}
     )
-    monkeypatch.setattr(curation, "open_store", lambda home: None)
+    monkeypatch.setattr(curation, "round_store", lambda home, number: None)
     monkeypatch.setattr(outcomes, "outcomes_of_round", lambda store, number: table)
     dt2it("outcomes", "--round", 0, "--output", tmp_path / "outcomes.csv")
     with (tmp_path / "outcomes.csv").open(encoding="utf-8", newline="") as stream:

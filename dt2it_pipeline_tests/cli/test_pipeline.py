@@ -12,7 +12,7 @@ import pytest
 
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
-from dt2it_pipeline_tests.support.commands import dt2it, failing
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 
 SMOKE = "configs/recipes/smoke.yaml"
 
@@ -67,6 +67,32 @@ def test_a_recipe_beside_the_working_directory_is_found_from_everywhere(
     assert command[-2:] == ["-c", str(tmp_path / "run.yaml")]
 
 
+def test_a_run_names_its_recipe_and_home_and_starts_nothing_where_no_recipe_is_chosen(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    dt2it("init", tmp_path / "mine")
+    checkout = project_root()
+    monkeypatch.chdir(tmp_path)
+    words = failing("run", "construct")
+    assert words.startswith(f"no recipe is chosen: neither {tmp_path} ") and "DT2IT_RECIPE=FILE" in words
+    assert not started
+    (tmp_path / "mine/notes").mkdir()
+    monkeypatch.chdir("mine/notes")  # below a project is in it
+    lines = invoke("run", "construct").stderr.splitlines()
+    mine = tmp_path / "mine"
+    assert lines[0] == f"recipe {mine}/configs/recipes/mine.yaml, artifact home {mine}/data"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DT2IT_RECIPE", SMOKE)
+    lines = invoke("run", "construct", "--home", "home").stderr.splitlines()
+    assert lines[0] == f"recipe {checkout / SMOKE}, artifact home {tmp_path / 'home'}"
+    monkeypatch.delenv("DT2IT_RECIPE")
+    monkeypatch.setenv("DT2IT_PROJECT", str(mine))
+    dt2it("run", "construct")
+    assert len(started) == 3
+
+
 def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[Any], tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("# the report\n")
     said = dt2it("demo", "--home", tmp_path)
@@ -78,6 +104,16 @@ def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[
     assert started[0][1]["DT2IT_RECIPE"] == "configs/recipes/demo.yaml" and started[0][1]["HF_HUB_OFFLINE"] == "1"
     assert said == f"# the report\n\nReport, with figures and the most suspicious pairs: {tmp_path / 'report.html'}\n"
     assert "is too many" in failing("demo", "--home", tmp_path, "--rounds", 9)
+
+
+def test_a_project_stands_for_its_artifact_home_in_a_report(tmp_path: Path) -> None:
+    words = failing("report", tmp_path)
+    assert words.startswith(f"neither {tmp_path} nor its data/ has a report.md (No such file or directory)")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/report.md").write_text("# in data\n")
+    assert dt2it("report", tmp_path) == "# in data\n\n"
+    (tmp_path / "report.md").write_text("# here\n")
+    assert dt2it("report", tmp_path) == "# here\n\n"
 
 
 @pytest.mark.parametrize(("name", "options"), [("report.md", []), ("report.html", ["--output", "out.html"])])

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
 from dt2it_pipeline.cli import app
@@ -38,6 +39,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is no project, in which no variable names one."""
     for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment once
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -102,6 +104,10 @@ def test_a_new_project_runs_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = Path("configs/recipes/mine.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=../recipe.schema.json\n")
     jsonschema.validate(yaml.safe_load(text), json.loads(Path("configs/recipe.schema.json").read_text()))
+
+
+def test_a_folder_with_a_space_is_quoted_in_the_next_command(tmp_path: Path) -> None:
+    assert f"\n  cd '{tmp_path / 'my proj'}'\n" in dt2it("init", "my proj").stdout
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -183,6 +189,11 @@ def test_data_within_the_project_is_named_from_there(tmp_path: Path, monkeypatch
 def test_data_that_cannot_be_read_writes_nothing(tmp_path: Path) -> None:
     assert dt2it("init", "mine", "--data", "none.jsonl").exit_code == 1
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_verdict_of_no_side_is_named_with_its_option(tmp_path: Path) -> None:
+    made = dt2it("init", "mine", "--data", lines_file(tmp_path / "pairs.jsonl", PAIRS), "--verdict", "0=left")
+    assert made.exit_code == 2 and "--verdict 0=left: 'left' is none of first, second, tie" in made.stderr
 
 
 def test_data_of_which_no_row_can_be_used_writes_nothing(tmp_path: Path) -> None:
@@ -314,6 +325,24 @@ def test_faults_are_named_with_what_to_do_and_the_exit_code_says_so(
     assert found["model models/none"]["level"] == "warning"
     judge = found["judge e (judging.judges.0)"]
     assert judge["level"] == "error" and judge["advice"] == "export NO_SUCH_KEY=..."
+
+
+def test_a_model_that_is_not_here_is_an_error_where_a_run_may_not_fetch_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for row in PROMPTS:
+        image(tmp_path / row["image"])
+    project(tmp_path, monkeypatch, "training: {base_model: nobody/none}\n", prompts=PROMPTS)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(device, "_DRIVER", tmp_path / "no driver")
+    online = dt2it("check")
+    assert online.exit_code == 0 and "WARNING model nobody/none: not on this machine" in online.stdout
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = dt2it("check", "--json")
+    found = {line["topic"]: line for line in json.loads(offline.stdout)["lines"]}
+    assert offline.exit_code == 1 and found["model nobody/none"]["level"] == "error"
+    assert found["model nobody/none"]["advice"].startswith("HF_HUB_OFFLINE=0 hf download nobody/none")
+    assert "no GPU here, so training runs on the CPU" in found["GPU memory"]["text"]
 
 
 def test_a_wrong_recipe_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,14 @@ def test_a_round_is_sampled_and_its_answers_are_kept_as_an_audit(home: Path, tmp
     assert (counted["kept_votes"], counted["audit"]) == (2, {"drawn": 3, "answered": 2})
     audit = audit_of_home(home)
     assert (len(audit), audit["better_id"].isna().sum(), round(audit["weight"].sum())) == (2, 1, 4)
-    assert "partition 1 has not been materialised" in failing(*given[:3], 1, *given[4:])
+    for words in (
+        failing(*given[:3], 1, *given[4:]),
+        failing("review", "serve", "--round", 1, "--home", home, "--port", 0),
+    ):
+        assert words.startswith("voted_pairs of round 1 has not been materialised in ") and "it: 0. Run it" in words
+        assert "`dt2it run round --round 1`" in words
+    words = failing("review", "export", "--round", 1, "--home", home, "--output", tmp_path / "tasks")
+    assert words.startswith("contested_pairs of round 1 ") and "`dt2it run round --round 1`" in words
 
 
 def test_a_damaged_table_of_draws_does_not_stop_an_import(home: Path, tmp_path: Path) -> None:

@@ -158,6 +158,24 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         manifest_text(found, "a name", "x.jsonl", None)
 
 
+def test_an_unreadable_file_is_not_named_as_a_source(tmp_path: Path) -> None:
+    """The user has named a file, and no source yet."""
+    with pytest.raises(SourceError) as found:
+        propose(tmp_path / "none.jsonl")
+    assert str(found.value) == f"cannot read {tmp_path}/none.jsonl: No such file or directory"
+
+
+def test_meanings_of_verdicts_need_a_verdict_column(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="has no verdict column; its columns: uid, prompt, chosen_response, "):
+        propose(written(tmp_path, [pair(1)]), verdict={"0": "first"})
+    judged = [{"question": "Why?", "response_a": "So.", "response_b": f"No {n}.", "label": n % 2} for n in range(4)]
+    data = written(tmp_path, judged, "judged.jsonl")
+    found = propose(data, {"verdict": "label"}, {"0": "second", "1": "first"})
+    assert (found.usable, dict(found.verdict)) == (4, {"0": "second", "1": "first"})
+    with pytest.raises(ManifestError, match="which values mean `first` and which mean `second`"):
+        propose(data, {"verdict": "label"}, {"0": "second"})
+
+
 def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
     data = written(tmp_path, [pair(n) for n in range(30)])
     assert propose(data, rows=7).rows == 7

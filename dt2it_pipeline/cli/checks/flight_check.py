@@ -194,12 +194,23 @@ def _models(recipe: Recipe) -> Iterator[Line]:
         topic, users = f"model {name}", ", ".join(keys)
         folder = _model_folder(name)
         if folder is None:
-            advice = f"hf download {name}    (or a run fetches it, where it may use the network)"
-            yield Line("warning", topic, f"not on this machine; named by {users}", advice, {"found": False})
+            here = recipe.launcher is None and recipe.ray is None  # else other machines may have it
+            yield _absent_model(topic, name, f"not on this machine; named by {users}", here)
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         text = f"{amount(size)} in {folder}; named by {users}"
         yield Line("ok", topic, text, details={"found": True, "folder": str(folder), "bytes": size})
+
+
+def _absent_model(topic: str, name: str, text: str, here: bool) -> Line:
+    """A model that is not here: a run fetches it, or fails where it runs here and may not use the network."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if here and is_offline_mode():
+        advice = f"HF_HUB_OFFLINE=0 hf download {name}    (HF_HUB_OFFLINE is set, so a run does not fetch it)"
+        return Line("error", topic, text, advice, {"found": False})
+    advice = f"hf download {name}    (or a run fetches it, where it may use the network)"
+    return Line("warning", topic, text, advice, {"found": False})
 
 
 def _model_folder(name: str) -> Path | None:
@@ -229,6 +240,7 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
     topic, parameters = "GPU memory", _parameters(recipe)
     if parameters is None:
         text = f"no estimate: the weights of {recipe.training.base_model} are not on this machine in safetensors"
+        text += "" if _gpus() or _driver_fault() else "; no GPU here, so training runs on the CPU"
         yield Line("warning", topic, text, "download the model, then check again")
         return
     try:

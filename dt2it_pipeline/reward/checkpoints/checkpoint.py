@@ -40,12 +40,15 @@ class CheckpointError(UserError, ValueError):
 def resolve_folder(path: str | Path) -> Path:
     """Folder of a model: `path` itself when it exists, else a snapshot of the Hub repository of that name.
 
-    Raises CheckpointError where it is neither.
+    Raises CheckpointError where it is neither, or has models one level below, as an artifact's versions are.
     """
     if not isinstance(path, (str, Path)):
         raise CheckpointError(f"expected the path or Hub id of a model, found {type(path).__name__}")
     folder = Path(path)
     if folder.is_dir():
+        own = any((folder / name).exists() for name in (CONFIG, "adapter_config.json"))
+        if not own and (inside := _model_inside(folder)) is not None:
+            raise CheckpointError(f"{folder} holds models and is none itself: it has no {CONFIG}. Name {inside}")
         return folder
     if folder.is_absolute() or str(path).startswith("."):
         raise CheckpointError(f"there is no model folder {path}")
@@ -58,6 +61,17 @@ def resolve_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"{str(path)!r} is neither a folder (seen from {Path.cwd()}) nor a model that the Hub gives: {reason}"
         ) from error
+
+
+def _model_inside(folder: Path) -> Path | None:
+    """A model one level below a folder: of an artifact's versions the one in force; None where there is none."""
+    inside = sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
+    current: Path | None
+    try:
+        current = folder / (folder / "current").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):  # not a folder of versions
+        current = None
+    return current if current in inside else inside[-1] if inside else None
 
 
 def family_of(folder: Path) -> Family:
@@ -284,7 +298,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return value

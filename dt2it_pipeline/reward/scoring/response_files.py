@@ -83,6 +83,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
     prompt_ids: list[str] = []
     responses: dict[str, dict[str, Any]] = {}
     unusable: dict[str, tuple[str, str]] = {}
+    form = True  # whether the first fault may be one of the form; a medium that cannot be used is none
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -94,6 +95,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
             texts = _responses(row) if with_responses else ()
             own = [content_ids.response_id(prompt["prompt_id"], each) for each in texts]
         except (MediaError, RowError) as error:
+            form = form if faults else not isinstance(error, MediaError)
             faults[len(rows)] = (error.reason, error.detail)
         else:
             prompts[prompt["prompt_id"]] = prompt
@@ -113,7 +115,8 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         single = [(name, unusable[key]) for name, own in zip(names, ids, strict=True) for key in own]
         first = next(iter(whole + single), None)
         why = f"{first[0]}: {first[1][0]} ({first[1][1]})" if first else "it is empty"
-        raise ResponseFileError(f"no row of {path} can be used; the first: {why}. It should hold {FORM}")
+        should = f". It should hold {FORM}" if form else ""
+        raise ResponseFileError(f"no row of {path} can be used; the first: {why}{should}")
     return ResponseFile(
         rows,
         names,
@@ -171,6 +174,9 @@ def _object(line: str) -> dict[str, Any]:
 def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, Any]:
     """A row of a prompts table, its media imported."""
     turns = row.get("turns")
+    if turns is None and row.get("prompt") is None:
+        there = ", ".join(map(str, row))[:200] or "none"
+        raise RowError("no prompt", f"the row has neither `prompt` nor `turns`; its columns: {there}")
     if turns is None:
         turns = [{"role": "user", "text": row.get("prompt")}]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,19 @@ def test_a_path_that_is_no_model_is_named(path: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=f"'{path}' is neither a folder"):
         RewardModel.from_pretrained(path)
+
+
+def test_a_folder_of_versions_names_the_one_in_force(tmp_path: Path) -> None:
+    for name in ("a1", "b2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    for current, named in (("a1\n", "a1"), (None, "b2"), ("gone", "b2")):
+        (tmp_path / "current").unlink(missing_ok=True)
+        if current is not None:
+            (tmp_path / "current").write_text(current)
+        with pytest.raises(CheckpointError) as found:
+            RewardModel.from_pretrained(tmp_path)
+        assert str(found.value).endswith(f"has no config.json. Name {tmp_path / named}")
 
 
 def test_something_else_than_a_path_is_named() -> None:
