@@ -140,8 +140,9 @@ def run_in_a_copy(block: Block, folder: Path, copy: Path) -> str:
 def test_commands_run(block: Block, files: Path, tmp_path: Path) -> None:
     printed = run_in_a_copy(block, files, tmp_path / "here")
     if block.code:  # as the tutorial says of a new project
-        assert "a run would fail: " in printed and "1 error(s)" in printed
-        assert "sources/prompts.jsonl" in printed
+        # The prompts are missing; and the model, since no network is to be used here.
+        assert "a run would fail: " in printed and "2 error(s)" in printed
+        assert "sources/prompts.jsonl" in printed and "HF_HUB_OFFLINE" in printed
 
 
 @pytest.mark.heavy
