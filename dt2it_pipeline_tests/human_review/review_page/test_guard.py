@@ -161,7 +161,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert "either --pairs or --round" in failing(*serve, code=2)
     assert "--media: for --pairs" in failing(*serve, "--round", 0, "--media", tmp_path, code=2)
     assert "there is no artifact home" in failing(*serve, "--round", 0, "--home", tmp_path / "no", "--port", 0)
-    assert "raw_preferences has not been" in failing(*serve, "--round", 0, "--home", tmp_path, "--port", 0)
+    assert "`dt2it run round --round 0`" in failing(*serve, "--round", 0, "--home", tmp_path, "--port", 0)
     monkeypatch.setenv("REVIEW_TOKEN", "short")
     told = failing(*serve, "--round", 0, "--home", tmp_path, "--token-env", "REVIEW_TOKEN")
     assert "holds no token" in told and "short" not in told
