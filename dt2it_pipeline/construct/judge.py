@@ -109,9 +109,8 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
         make_engine: see `make_judge`.
 
     Returns:
-        rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge its kind, the
-        counts of `Tally` with costs and the figures of `judge_quality`, `enhanced`, and gpu_seconds (GPUs times
-        seconds).
+        rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge its kind,
+        counts of `Tally` with costs and the figures of `judge_quality`, `enhanced`, and gpu_seconds (GPUs x seconds).
 
     Raises:
         JudgeError: a judge cannot be built.

@@ -86,15 +86,12 @@ class _Collected:
             key = hash(row_id)
             self.counts["repeated_ids"] += key in self.row_ids
             self.row_ids.add(key)
-        names = found.made.column_names
-        ids = found.made[next(name for name in _IDS if name in names)].to_pylist()
-        # A pair with the opposite label is another row here: cleaning sees both and sets both aside.
-        sides = found.made["chosen_id"].to_pylist() if self.manifest.kind == "preferences" else [None] * len(ids)
-        fresh = [not _seen(self.seen, key) for key in zip(ids, sides, strict=True)]
+        keys = _keys(found.made, self.manifest.kind)
+        fresh = [not _seen(self.seen, key) for key in keys]
         made, prompts, aside = found.made, found.prompts, found.aside
         if not all(fresh):
-            aside = self._with_repeated(found, ids, fresh)
-            self.repeated += [key for key, new in zip(zip(ids, sides, strict=True), fresh, strict=True) if not new]
+            aside = self._with_repeated(found, [name for name, _ in keys], fresh)
+            self.repeated += [key for key, new in zip(keys, fresh, strict=True) if not new]
             made, prompts = (None if each is None else each.filter(pa.array(fresh)) for each in (made, prompts))
         self.main.add(made)
         self.aside.add(aside)
@@ -120,14 +117,21 @@ class _Collected:
         return schemas.table([rows[place] for place in sorted(rows)], "quarantine")
 
 
-def _naming_rows(aside: pa.Table, repeated: Sequence[tuple[str, str | None]], main: pa.Table) -> pa.Table:
+def _keys(table: pa.Table, kind: str) -> list[tuple[str, str | None]]:
+    """What makes a row another one than those before it, by row."""
+    ids = table[next(name for name in _IDS if name in table.column_names)].to_pylist()
+    # A pair with the opposite label is another row here: cleaning sees both and sets both aside.
+    sides = table["chosen_id"].to_pylist() if kind == "preferences" else [None] * len(ids)
+    return list(zip(ids, sides, strict=True))
+
+
+def _naming_rows(aside: pa.Table, repeated: Sequence[tuple[str, str | None]], main: pa.Table, kind: str) -> pa.Table:
     """The quarantine, where rows that repeat an earlier one name its row: `repeated` has what they repeat, in order."""
     if not repeated or "row_id" not in main.column_names:
         return aside
     name = next(name for name in _IDS if name in main.column_names)
     named = main.filter(pc.is_in(main[name], value_set=pa.array({key for key, _ in repeated}, pa.string())))
-    sides = named["chosen_id"].to_pylist() if name == "pair_id" else [None] * named.num_rows
-    rows = dict(zip(zip(named[name].to_pylist(), sides, strict=True), named["row_id"].to_pylist(), strict=True))
+    rows = dict(zip(_keys(named, kind), named["row_id"].to_pylist(), strict=True))
     details = pa.array([f"of row {rows[key]}" for key in repeated], pa.string())
     mask = pc.equal(aside["reason"], _REPEATED).combine_chunks()
     filled = pc.replace_with_mask(aside["detail"].combine_chunks(), mask, details)
@@ -200,7 +204,7 @@ def read_source(
         images += found.images
         progress.add(found.items, images=images or None)
     main = collected.main.table()
-    aside = _naming_rows(collected.aside.table(), collected.repeated, main)
+    aside = _naming_rows(collected.aside.table(), collected.repeated, main, manifest.kind)
     tables = {TABLES[manifest.kind]: main, "quarantine": aside}
     if manifest.kind not in ("prompts", "t2i"):
         tables["prompts"] = collected.prompts.table()

@@ -5,9 +5,8 @@ What belongs here: the bound and the sentence about it. What does not: who repor
 
 from __future__ import annotations
 
-FEWEST_PAIRS = (
-    20  # of these, three quarters right are beyond chance (two-sided sign test, p = 0.04); of 16, they are not
-)
+# Of 20, three quarters right are beyond chance (two-sided sign test, p = 0.04); of 16, they are not.
+FEWEST_PAIRS = 20
 
 
 def few_pairs(number: int, pairs: int) -> str:

@@ -108,6 +108,11 @@ def test_a_repeated_row_names_the_row_that_it_repeats(tmp_path, root):
     assert set(found) == {"c", "d", "e"}
 
 
+def test_of_a_repeated_true_pair_the_row_is_named_too(tmp_path, root):
+    artifact = read(tmp_path, source(tmp_path, [row(id="a"), row(id="b")], kind="truth"))
+    assert artifact["quarantine"]["detail"].to_pylist() == ["of row a"]
+
+
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
     second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))

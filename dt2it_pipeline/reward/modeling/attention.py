@@ -24,7 +24,7 @@ BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
 TAKE_MASKS = ("sdpa", "eager", FLEX, BLOCKS)  # implementations that a shared prefix can go through
 _QUERIES = 128  # in a block; shorter ones save little more and cost calls
 # Bytes of shared memory that PyTorch's block sizes for Ampere and Ada take in float32 at head size 128. An A100 has
-# 163 KiB. An RTX 3090, an RTX 4090 or an L4 has 99, which is enough for bfloat16 (97 KiB, backward 67 to 84).
+# 163 KiB. An RTX 3090, an RTX 4090 or an L4 has 99, which is enough for bfloat16 (96 KiB, backward 67 to 84).
 _FLOAT32_NEEDS = 148_224
 _NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 

@@ -47,7 +47,7 @@ def add_adapters(model: RewardNetwork, settings: LoraSettings, seed: int) -> Non
         )
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # declared int, used as a factor
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules or kinds),
     )
