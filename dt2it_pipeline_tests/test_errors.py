@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import pickle
 import re
@@ -20,9 +19,8 @@ def modules_with_exceptions() -> list[str]:
     """Modules of the package in which a class is defined whose bases look like errors; read, not imported."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
-        classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
-        bases = [ast.unparse(base) for node in classes for base in node.bases]
-        if any(re.search(r"(Error|Exception|Fault|Stopped|Warning)$", base) for base in bases):
+        bases = re.findall(r"^\s*class \w+(?:\[.*\])?\(([^)]*)\)", file.read_text(), re.MULTILINE)
+        if any(re.search(r"(Error|Exception|Fault|Stopped|Warning)\b", base) for base in bases):
             found.append(".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts))
     return found
 

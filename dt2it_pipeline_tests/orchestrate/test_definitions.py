@@ -110,12 +110,17 @@ def test_jobs_hold_every_asset_once(defs):
     assert sorted(held) == sorted(set(graph(defs)) - {"feedback_pairs"})
 
 
-def test_definitions_load_without_the_engines():
-    script = (
-        "import sys, json, dt2it_pipeline.definitions\n"
-        "print(json.dumps(sorted({'torch', 'transformers', 'vllm', 'deepspeed', 'sklearn', 'matplotlib.pyplot'}"
-        " & set(sys.modules))))"
-    )
+ENGINES = {"torch", "transformers", "vllm", "deepspeed"}
+# What the report's asset imports when it is made, in the process of the round.
+REPORT = "dt2it_pipeline.evaluate.report.html, dt2it_pipeline.reward.training.tracking"
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [("dt2it_pipeline.definitions", ENGINES | {"sklearn", "matplotlib.pyplot"}), (REPORT, ENGINES)],
+)
+def test_the_process_of_a_run_loads_no_engine(modules, heavy):
+    script = f"import sys, json, {modules}\nprint(json.dumps(sorted({heavy} & set(sys.modules))))"
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert json.loads(out.splitlines()[-1]) == []
 

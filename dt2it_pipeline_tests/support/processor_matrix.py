@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 # What makes each library compute as on a processor of that kind; None takes away what the caller has set.
 CAPABILITIES: dict[str, dict[str, str | None]] = {
@@ -33,6 +34,7 @@ CAPABILITIES: dict[str, dict[str, str | None]] = {
     },
 }
 THREADS = (1, 2, 4)
+TESTS = Path(__file__).parent.parent
 
 
 def best_capability() -> str:
@@ -49,8 +51,15 @@ def run_cell(capability: str, threads: int, testers: int) -> int:
     wanted = CAPABILITIES[capability] | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     kept = {name: value for name, value in os.environ.items() if name not in wanted}
     environment = kept | {name: value for name, value in wanted.items() if value is not None}
-    command = [sys.executable, "-m", "pytest", "-m", "numerics and not heavy", "-n", str(testers), "--dist", "loadfile"]
+    shared = ["-n", str(testers), "--dist", "loadfile"] if testers > 1 else []
+    command = [sys.executable, "-m", "pytest", "-m", "numerics and not heavy", *shared, *marked_files()]
     return subprocess.run(command, env=environment).returncode
+
+
+def marked_files() -> list[str]:
+    """The files with such tests: to import all the others takes longer than some cells."""
+    texts = ((file, file.read_text(encoding="utf-8")) for file in sorted(TESTS.rglob("test_*.py")))
+    return [str(file) for file, text in texts if "pytest.mark.numerics" in text]
 
 
 def main() -> int:

@@ -21,14 +21,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.observe.memory import ran_out
-from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids, finished_work
 from dt2it_pipeline.storage.artifacts import model_digest
 from dt2it_pipeline.storage.permissions import foreign_file
+
+if TYPE_CHECKING:  # it imports torch, which the process of a round does without
+    from dt2it_pipeline.reward.data.vision_features import Ranks
 
 _MARKER = "complete.json"
 _logger = logging.getLogger(__name__)
