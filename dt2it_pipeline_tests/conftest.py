@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 # A search for garbage goes through all that has been imported: at Python's own pace, 4% of the time of all tests.
 gc.set_threshold(100_000, 50, 100)
+# Read when torch is loaded, here and in what tests start. Several testers share the cores: threads that wait for each
+# other would spin until the other one's turn comes, which took up to 20 times as long as their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ before its command runs, so that `dt2it --help` answers at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -60,4 +61,6 @@ for _module in (project, doctor, pipeline, models, best_of, measure, report, cur
 
 def main() -> None:
     """Entry point of the console script."""
+    # Read when torch is loaded. Threads that wait for each other would spin, and on busy cores for most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="dt2it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -47,6 +48,24 @@ def test_help_loads_nothing_heavy_and_lists_every_command() -> None:
     assert {"Run", "Reward", "Measure", "Preference"} <= {
         line.split()[1] for line in done.stdout.splitlines() if line.startswith("╭─ ")
     }
+
+
+@pytest.mark.parametrize(("before", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_command_wait_without_spinning(before: str | None, then: str) -> None:
+    """OpenMP reads the variable when torch is loaded, which is behind `main`."""
+    check = (
+        "import os, sys\n"
+        "from dt2it_pipeline.cli import main\n"
+        "sys.argv = ['dt2it', '--version']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(os.environ.get('OMP_WAIT_POLICY'))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
+    done = subprocess.run([sys.executable, "-c", check], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == then
 
 
 def test_every_option_and_argument_has_a_text() -> None:
