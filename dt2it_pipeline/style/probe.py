@@ -182,10 +182,13 @@ def _fitted(difference: np.ndarray, first_is_chosen: np.ndarray) -> tuple[Any, A
     """Scaler and logistic regression of the probe."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     scaler = StandardScaler(with_mean=False).fit(difference)
     model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
-    model.fit(scaler.transform(difference), first_is_chosen)
+    # For some twenty columns threads do little but wait for each other: on busy cores ten times as long as they work.
+    with threadpool_limits(1, user_api="blas"):
+        model.fit(scaler.transform(difference), first_is_chosen)
     return scaler, model
 
 
