@@ -152,7 +152,7 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
         *response_rows(chinese, "图中的形状是蓝色的。", "红色。"),
     ]
     local = {"kind": "vllm", "name": "local", "model": str(model), "max_new_tokens": 2600, "attempts": 1, "max_runs": 1}
-    local |= {"max_num_seqs": 3, "gpu_memory_utilization": 0.4}
+    local |= {"max_num_seqs": 8, "gpu_memory_utilization": 0.4}
     modes = [LISTWISE, POINTWISE, PAIRWISE]
     settings = JudgingSettings.model_validate({"judges": [local], "modes": modes})
     job = judging_job(tmp_path, prompts, responses, settings)
@@ -163,7 +163,7 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
             def __init__(self):
                 self.engine = VllmEngine(chosen.model, chosen.max_model_len, most_images, run=chosen)
                 configured = self.engine._llm.llm_engine.vllm_config
-                assert configured.scheduler_config.max_num_seqs == 3
+                assert configured.scheduler_config.max_num_seqs == 8
                 assert configured.cache_config.gpu_memory_utilization == 0.4
 
             def sample(self, requests, decoding):
