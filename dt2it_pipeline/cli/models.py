@@ -24,6 +24,7 @@ from dt2it_pipeline.cli.options import (
     RecipeFile,
     as_max_pixels,
     named_models,
+    recipe_in_words,
 )
 from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
 
@@ -85,7 +86,9 @@ def train(
     from dt2it_pipeline.reward.training.job import TrainJob
     from dt2it_pipeline.storage.atomic import read_parquet
 
-    chosen = load_recipe(recipe.resolve() if recipe is not None and recipe.is_file() else recipe)
+    file = recipe.resolve() if recipe is not None and recipe.is_file() else recipe
+    chosen = load_recipe(file)
+    note(f"{recipe_in_words(file)}, base model {chosen.training.base_model}")
     settings = chosen.training if processes is None else chosen.training.model_copy(update={"processes": processes})
     if output.exists():
         raise CommandError(f"{output} exists already; name a new folder")

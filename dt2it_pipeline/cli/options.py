@@ -94,6 +94,10 @@ Models: TypeAlias = Annotated[
         "tables. May be repeated.",
     ),
 ]
+NO_PROJECT = "neither {} nor a folder above it is a project"
+CHOOSE_RECIPE = (
+    "Go into your project (cd), or choose a recipe: --recipe FILE or DT2IT_RECIPE=FILE. `dt2it demo` runs the demo"
+)
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
 
 
@@ -155,6 +159,18 @@ def home_folder(home: Path | None) -> Path:
     from dt2it_pipeline.config.paths import artifact_home
 
     return artifact_home() if home is None else home
+
+
+def recipe_in_words(recipe: Path | None) -> str:
+    """Which recipe a command takes, and that it is the demo's where nobody chose one.
+
+    Raises:
+        RecipeError: the project has several.
+    """
+    from dt2it_pipeline.config.recipe import chosen_recipe, is_chosen, recipe_path
+
+    chosen = f"recipe {recipe_path(chosen_recipe(recipe))}"
+    return chosen if is_chosen(recipe) else f"{chosen} (the demo's: {NO_PROJECT.format(Path.cwd())})"
 
 
 def open_store(home: Path | None) -> Store:
