@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dt2it_pipeline.cli.models import PANEL, SystemPrompt
-from dt2it_pipeline.cli.options import Json, MaxLength, MaxPixelsOption, MediaRoot, Models, as_max_pixels, named_models
+from dt2it_pipeline.cli.options import (
+    AnswerColumns,
+    Json,
+    MaxLength,
+    MaxPixelsOption,
+    MediaRoot,
+    Models,
+    answer_columns,
+    as_max_pixels,
+    named_models,
+)
 from dt2it_pipeline.cli.terminal import note, progress, show
 
 if TYPE_CHECKING:
@@ -70,6 +81,7 @@ def best_of(
         Path | None, typer.Option(metavar="FILE", help="Parquet table of kind `prompts`, for a table of responses.")
     ] = None,
     media: MediaRoot = None,
+    column: AnswerColumns = None,
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
     max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
@@ -90,6 +102,7 @@ def best_of(
     models = named_models(model, taken=("oracle",))
     several = len(models) > 1 and ensemble is None
     tables = responses.suffix == ".parquet"
+    columns = answer_columns(column, table=tables, sampled=sample is not None)
     lines_possible = not several and not tables
     if output.suffix not in (".parquet", ".jsonl") or (output.suffix == ".jsonl" and not lines_possible):
         why = (
@@ -111,10 +124,10 @@ def best_of(
     folder = media or responses.absolute().parent
     if sample is not None:
         responses = _sampled(
-            sample, responses, folder, work, output, answers, (temperature, top_p, max_new_tokens), seed
+            sample, responses, folder, work, output, answers, (temperature, top_p, max_new_tokens), seed, columns
         )
     settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
-    given = given_responses(responses, prompts, folder, work)
+    given = given_responses(responses, prompts, folder, work, columns)
     quality, faults = files.qualities(given.file)
     if curve is not None and quality is None:
         raise files.BestOfError(
@@ -160,6 +173,7 @@ def _sampled(
     count: int,
     decoding: tuple[float, float, int],
     seed: int,
+    columns: Mapping[str, str],
 ) -> Path:
     """Sample answers and write them beside the output; returns their file."""
     from dt2it_pipeline.config.paths import model_path
@@ -168,7 +182,14 @@ def _sampled(
     from dt2it_pipeline.reward.scoring.response_scores import write_lines
 
     made = sample_answers(
-        model_path(generator), prompts, media, work / "media", count, decoding=Decoding(*decoding), seed=seed
+        model_path(generator),
+        prompts,
+        media,
+        work / "media",
+        count,
+        decoding=Decoding(*decoding),
+        seed=seed,
+        columns=columns,
     )
     file = output.with_name(f"{output.stem}.answers.jsonl")
     write_lines(made.rows, file)

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dt2it_pipeline.cli.options import (
+    AnswerColumns,
     Json,
     MaxLength,
     MaxPixelsOption,
     MediaRoot,
     Models,
     RecipeFile,
+    answer_columns,
     as_max_pixels,
     named_models,
+    recipe_in_words,
 )
 from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
 
@@ -85,7 +88,9 @@ def train(
     from dt2it_pipeline.reward.training.job import TrainJob
     from dt2it_pipeline.storage.atomic import read_parquet
 
-    chosen = load_recipe(recipe.resolve() if recipe is not None and recipe.is_file() else recipe)
+    file = recipe.resolve() if recipe is not None and recipe.is_file() else recipe
+    chosen = load_recipe(file)
+    note(f"{recipe_in_words(file)}, base model {chosen.training.base_model}")
     settings = chosen.training if processes is None else chosen.training.model_copy(update={"processes": processes})
     if output.exists():
         raise CommandError(f"{output} exists already; name a new folder")
@@ -198,6 +203,7 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="Parquet table of kind `prompts`, for a table of responses.")
     ] = None,
     media: MediaRoot = None,
+    column: AnswerColumns = None,
     engine: Annotated[
         Literal["transformers", "vllm"], typer.Option(help="Who computes: our own model, or vLLM.")
     ] = "transformers",
@@ -236,6 +242,7 @@ def score(
 
     models = named_models(model)
     tables = responses.suffix == ".parquet"
+    columns = answer_columns(column, table=tables)
     if output.suffix not in (".parquet", ".jsonl") or (tables and output.suffix == ".jsonl"):
         raise typer.BadParameter(f"--output {output}: name a .parquet file" + ("" if tables else " or a .jsonl file"))
     if output.is_dir():
@@ -250,7 +257,7 @@ def score(
         tokens_per_batch=tokens_per_batch or ScoringSettings.model_fields["tokens_per_batch"].default,
     )  # fmt: skip
     work = output.with_name(f"{output.name}.work")
-    given = given_responses(responses, prompts, media, work)
+    given = given_responses(responses, prompts, media, work, columns)
     found, sizes = {}, {}
     for name, source in models.items():
         with progress("scoring" if len(models) == 1 else f"scoring with {name}") as report:

@@ -58,6 +58,15 @@ Columns: TypeAlias = Annotated[
         show_default="by looking",
     ),
 ]
+AnswerColumns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=COLUMN",
+        help="Which key of JSON Lines holds a field, such as prompt=question. May be given several times.",
+        show_default="the field's own name",
+    ),
+]
 VerdictValues: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -94,14 +103,21 @@ Models: TypeAlias = Annotated[
         "tables. May be repeated.",
     ),
 ]
+NO_PROJECT = "neither {} nor a folder above it is a project"
+CHOOSE_RECIPE = (
+    "Go into your project (cd), or choose a recipe: --recipe FILE or DT2IT_RECIPE=FILE. `dt2it demo` runs the demo"
+)
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
 
 
+_ARTIFACTS = "artifacts"  # folder of all artifacts in a home
 _NAMED = re.compile(r"([^=/\\:]+)=(.+)")
 
 
 def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str]:
     """Values of `Models` by name: what stands before `=`, else the last part of the folder, id or URL.
+
+    Where that is a hash, of a version of an artifact or of a snapshot of the Hub, the name is that of what it is of.
 
     Raises:
         typer.BadParameter: a name comes twice, or is among `taken`.
@@ -109,11 +125,28 @@ def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str
     models: dict[str, str] = {}
     for text in given:
         match = None if Path(text).exists() else _NAMED.fullmatch(text)
-        name, source = (match[1], match[2]) if match else (text.rstrip("/").rsplit("/", 1)[-1] or text, text)
+        name, source = (match[1], match[2]) if match else (_name_of(text), text)
         if name in models or name in taken:
             raise typer.BadParameter(f"--model {text}: the name {name!r} is taken; give another as NAME=MODEL")
         models[name] = source
     return models
+
+
+def _name_of(model: str) -> str:
+    """A model's name.
+
+    >>> _name_of("data/artifacts/reward_model/1/" + 32 * "a"), _name_of("models--org--small/snapshots/" + 40 * "b")
+    ('reward_model/1', 'small')
+    >>> _name_of("org/small"), _name_of("http://localhost:8000/")
+    ('small', 'localhost:8000')
+    """
+    parts = (str(Path(model).absolute()) if Path(model).exists() else model.rstrip("/")).split("/")
+    if len(parts) < 3 or not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{40}", parts[-1]):
+        return parts[-1] or model
+    if parts[-2] == "snapshots":
+        return parts[-3].rpartition("--")[2]
+    above = parts[-4:-1] if _ARTIFACTS in parts[-4:-1] else parts[-2:-1]
+    return "/".join(above[above.index(_ARTIFACTS) + 1 :] if _ARTIFACTS in above else above)
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, str]:
@@ -122,6 +155,28 @@ def assignments(given: list[str] | None, option: str) -> dict[str, str]:
     if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
         raise typer.BadParameter(f"{option} {wrong[0]!r}: two parts with = between them are expected")
     return {name: value for name, _, value in pairs}
+
+
+def answer_columns(given: list[str] | None, *, table: bool, sampled: bool = False) -> dict[str, str]:
+    """The values of `AnswerColumns` as a mapping.
+
+    Args:
+        given: as they stand on the command line.
+        table: whether the answers are a table, whose columns have fixed names.
+        sampled: whether answers are sampled, so that the file's own are not read.
+
+    Raises:
+        typer.BadParameter: one is no FIELD=COLUMN, or of no field that is read.
+    """
+    from dt2it_pipeline.reward.scoring.response_files import ANSWERS, FIELDS
+
+    columns = assignments(given, "--column")
+    if columns and table:
+        raise typer.BadParameter("--column is for JSON Lines; the columns of a table have fixed names")
+    known = [field for field in FIELDS if not (sampled and field in ANSWERS)]
+    if wrong := [field for field in columns if field not in known]:
+        raise typer.BadParameter(f"--column {wrong[0]}: there is no such field; the fields are {', '.join(known)}")
+    return columns
 
 
 def verdict_values(given: list[str] | None) -> dict[str, str]:
@@ -155,6 +210,18 @@ def home_folder(home: Path | None) -> Path:
     from dt2it_pipeline.config.paths import artifact_home
 
     return artifact_home() if home is None else home
+
+
+def recipe_in_words(recipe: Path | None) -> str:
+    """Which recipe a command takes, and that it is the demo's where nobody chose one.
+
+    Raises:
+        RecipeError: the project has several.
+    """
+    from dt2it_pipeline.config.recipe import chosen_recipe, is_chosen, recipe_path
+
+    chosen = f"recipe {recipe_path(chosen_recipe(recipe))}"
+    return chosen if is_chosen(recipe) else f"{chosen} (the demo's: {NO_PROJECT.format(Path.cwd())})"
 
 
 def open_store(home: Path | None) -> Store:

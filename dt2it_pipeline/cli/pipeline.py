@@ -22,7 +22,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from dt2it_pipeline.cli.options import Home, RecipeFile, home_folder
+from dt2it_pipeline.cli.options import (
+    CHOOSE_RECIPE,
+    NO_PROJECT,
+    Home,
+    RecipeFile,
+    home_folder,
+    recipe_in_words,
+)
 from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note, show_markdown
 from dt2it_pipeline.observe.logs import wants_json
 
@@ -103,7 +110,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything that the run prints.")] = False,
 ) -> None:
     """Run a job of the recipe, as `dagster job execute` does; finished stages are used again."""
-    from dt2it_pipeline.config.recipe import chosen_recipe, load_recipe, recipe_path
+    from dt2it_pipeline.config.recipe import load_recipe
 
     if (job in _PARTITIONED) != (number is not None):
         wanted = "needs --round" if job in _PARTITIONED else "takes no --round"
@@ -120,7 +127,7 @@ def run(
             f"there is no round {number}: the recipe's `rounds` is {bound}, so rounds are 0 to {bound - 1}"
         )
     folder = home_folder(home).absolute()
-    note(f"recipe {recipe_path(chosen_recipe(chosen))}, artifact home {folder}")
+    note(f"{recipe_in_words(chosen)}, artifact home {folder}")
     with _run_configuration(model, config) as file:
         _execute(job, _environment(folder, chosen), number, file, verbose=verbose)
 
@@ -145,20 +152,19 @@ def ui(
             "127.0.0.1. Where the network itself lets nobody else in, add --without-login"
         )
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
-    environment = _environment(home_folder(home), chosen)
+    folder = home_folder(home).absolute()
+    note(f"{recipe_in_words(chosen)}, artifact home {folder}")
+    environment = _environment(folder, chosen)
     command = [sys.executable, "-m", "dagster", "dev", "-m", _DEFINITIONS, "--host", host, "--port", str(port)]
     os.execve(sys.executable, command, environment)
 
 
 def _require_choice(recipe: Path | None) -> None:
     """End the command where nobody chose a recipe: it would run the demo, in the folder where the package lies."""
-    from dt2it_pipeline.config.paths import chosen_project
+    from dt2it_pipeline.config.recipe import is_chosen
 
-    if recipe is None and not os.environ.get("DT2IT_RECIPE") and chosen_project() is None:
-        raise CommandError(
-            f"no recipe is chosen: neither {Path.cwd()} nor a folder above it is a project. Go into your project (cd), "
-            "or choose a recipe: --recipe FILE or DT2IT_RECIPE=FILE. `dt2it demo` runs the demo"
-        )
+    if not is_chosen(recipe):
+        raise CommandError(f"no recipe is chosen: {NO_PROJECT.format(Path.cwd())}. {CHOOSE_RECIPE}")
 
 
 def _environment(home: Path, recipe: Path | None) -> dict[str, str]:

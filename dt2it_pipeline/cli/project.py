@@ -223,7 +223,8 @@ def _project_lines(made: NewProject) -> Iterator[str]:
     found = made.proposal
     if found is not None:
         yield from _wrapped(f"columns of your file: {', '.join(found.found)}", _WIDTH, "  ")
-        mapping = ", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())
+        parts = [", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())] if found.columns else []
+        mapping = "; ".join([*parts, f"by their names: {', '.join(found.same)}"] if found.same else parts)
         how = f"{found.kind} by adapter {found.adapter}{f' ({mapping})' if mapping else ''}"
         yield from _wrapped(f"read as {how}: {found.usable} of the first {found.rows} rows can be used", _WIDTH, "  ")
         if found.fault:

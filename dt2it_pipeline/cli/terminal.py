@@ -6,10 +6,12 @@ What belongs here: the terminal and the exit code. What does not: any command, a
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +26,8 @@ from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 
 _logger = logging.getLogger(__name__)
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer exports its subclass alone
+# As typer words it; the first words are pydantic's.
+_WRONG_CHOICE = re.compile(r"""(?:Value error, )?(?P<given>'[^']*'|"[^"]*") is not one of (?P<choices>'.*')\.?$""")
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -62,7 +66,7 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
-        _print_error(error.format_message())
+        _print_error(_with_suggestion(error.format_message()))
         if error.ctx is not None:
             typer.echo(f"{error.ctx.command_path} --help shows how it is called", err=True)
         raise typer.Exit(2) from None
@@ -81,6 +85,21 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
         if page and Path("docs", f"{page}.md").is_file():  # of a checkout; a project has none of these pages
             typer.echo(f"More: docs/{page}.md#{anchor}", err=True)
         raise typer.Exit(1) from None
+
+
+def _with_suggestion(message: str) -> str:
+    """The message about a wrong choice with the nearest right one.
+
+    >>> _with_suggestion("Invalid value for 'JOB': Value error, 'rond' is not one of 'construct', 'round'.")
+    "Invalid value for 'JOB': 'rond' is not one of 'construct', 'round'; did you mean 'round'?"
+    """
+    found = _WRONG_CHOICE.search(message)
+    if found is None:
+        return message
+    plain = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", found["choices"])}
+    close = difflib.get_close_matches(found["given"][1:-1].lower(), plain, n=1)
+    end = f"; did you mean {plain[close[0]]!r}?" if close else "."
+    return f"{message[: found.start()]}{found['given']} is not one of {found['choices']}{end}"
 
 
 def _print_error(message: str) -> None:

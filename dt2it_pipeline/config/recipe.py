@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import Settings, fault_message, guessed_key, unit
-from dt2it_pipeline.config.paths import config_files, looked_in, named_file, project_root
+from dt2it_pipeline.config.paths import chosen_project, config_files, looked_in, named_file, project_root
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.cleaning import CleaningSettings, DecontaminationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
@@ -229,6 +229,11 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
 def chosen_recipe(path: str | Path | None = None) -> str:
     """The name or path of the recipe that `load_recipe` loads. Raises RecipeError where the project has several."""
     return str(path or os.environ.get("DT2IT_RECIPE") or _default_recipe())
+
+
+def is_chosen(path: str | Path | None = None) -> bool:
+    """Whether an argument, `DT2IT_RECIPE` or a project chooses a recipe; else `load_recipe` loads the demo's."""
+    return bool(path or os.environ.get("DT2IT_RECIPE") or chosen_project())
 
 
 def recipe_path(name: str | Path) -> Path:

@@ -87,6 +87,9 @@ class RetryPolicy:
         return min(self.longest_wait, self.first_wait * 2.0 ** min(attempt, 60))
 
 
+_REDIRECT = "a redirect, which is not followed; name the address that answers"
+
+
 @dataclass(frozen=True)
 class Refused:
     """The server refuses this request; sending it again would not help."""
@@ -235,7 +238,7 @@ class HttpClient:
             raise HttpFault(f"http {code}", self.clean(content), retry_after(response.headers.get("retry-after")))
         if code != 200:
             self.counts[f"http {code}"] += 1
-            return Refused(code, self.clean(content))
+            return Refused(code, self.clean(content) or (_REDIRECT if 300 <= code < 400 else ""))
         try:
             return read(bytes(content))
         except Exception as error:  # what stands in an answer is the server's, and may be anything

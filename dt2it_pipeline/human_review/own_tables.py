@@ -23,13 +23,21 @@ from dt2it_pipeline.human_review.spreadsheet import AuditError
 from dt2it_pipeline.ingest.readers.parquet_footer import row_groups_of
 from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.storage.content_ids import content_hash
-from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimiter_in, kind_of_file, read_table_file
+from dt2it_pipeline.storage.table_files import (
+    TableFileError,
+    as_keys,
+    delimiter_in,
+    is_longer,
+    kind_of_file,
+    read_table_file,
+)
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
 _FEW = 8  # rows that are looked at first
 _PIECE, _PIECE_BYTES = 8192, 64 << 20  # rows that are read at once, and about how much memory they may take
+MOST_TEXT = 512 << 20  # bytes of a table that lies in memory as a whole; JSON takes about seven times as much there
 _BUFFER = 1 << 20  # bytes of a column that are read from a file at once
 _PYARROW_READS = (".gz", ".bz2", ".zst")  # compressions that it knows by a name, in small letters alone
 
@@ -85,7 +93,7 @@ def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None =
         rejected: column with the texts of the rejected sides; `rejected` where None.
 
     Raises:
-        AuditError: it cannot be read, has no pair, or a column is missing.
+        AuditError: it cannot be read, has no pair, a column is missing, or it is no Parquet and has more than 512 MiB.
     """
     table = _opened(file)
     texts = {CHOSEN: chosen or CHOSEN, REJECTED: rejected or REJECTED}
@@ -174,8 +182,17 @@ def _value(cell: Any) -> Any:
 
 
 def _opened(file: Path) -> _Table:
-    """A table of pairs: Parquet, CSV whose cells all are text but for `probability`, or JSON."""
+    """A table of pairs: Parquet, CSV whose cells all are text but for `probability`, or JSON. Raises AuditError."""
     kind = kind_of_file(file)
+    try:
+        too_long = kind in (".csv", ".tsv", ".json", ".jsonl") and is_longer(file, MOST_TEXT)
+    except OSError as error:
+        raise AuditError(f"{file} cannot be read: {error.strerror or error}") from error
+    if too_long:
+        raise AuditError(
+            f"{file} has more than {MOST_TEXT >> 20} MiB of text, and a table in {kind} lies in memory as a whole; "
+            "write it as Parquet, which is read some rows at a time"
+        )
     compressed = file.suffix.lower() not in (".csv", ".tsv")
     if kind in (".jsonl", ".json") or (compressed and kind in (".csv", ".tsv") and file.suffix not in _PYARROW_READS):
         try:

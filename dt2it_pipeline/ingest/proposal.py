@@ -51,6 +51,7 @@ class Proposal:
         others: other adapters that read as many rows, as `kind by adapter`.
         questions: what only the owner of the file can say, one sentence each.
         verdict: value of the verdict column -> side, as the user gave it.
+        same: the file's columns that have the names of our fields, and need no entry in the manifest.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Proposal:
     others: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     verdict: Mapping[str, str] = field(default_factory=dict)
+    same: tuple[str, ...] = ()
 
 
 @dataclass
@@ -72,6 +74,7 @@ class _Trial:
     kind: str
     adapter: str
     columns: dict[str, str]
+    same: tuple[str, ...] = ()
     usable: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     media: list[Medium] = field(default_factory=list)
@@ -140,6 +143,7 @@ def propose(
         others,
         tuple(questions),
         whole[0].verdict if best.adapter == "auto" else {},
+        best.same,
     )
 
 
@@ -204,7 +208,9 @@ def _trials(rows: Sequence[Row]) -> Iterator[_Trial]:
     for kind in _KINDS:
         columns = reading(rows[0], kind)
         if columns is not None:
-            yield _Trial(kind, "auto", {**columns, **rows[0].columns})
+            same = tuple(name for name, column in columns.items() if name == column and name not in rows[0].columns)
+            others = {name: column for name, column in columns.items() if name != column}
+            yield _Trial(kind, "auto", {**others, **rows[0].columns}, same)
     for name in ADAPTERS:
         for kind in ADAPTERS[name].kinds:
             if name != "auto":

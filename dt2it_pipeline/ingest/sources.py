@@ -40,6 +40,7 @@ __all__ = [
 _REPEATED = "duplicate row"  # reason of a row that repeats an earlier one of its source
 _JOINED = 64  # pieces of a table that are made one
 _IDS = ("pair_id", "prompt_id", "preference_id")  # what identifies the rows of a table
+_Key = tuple[str, str | None]  # an id and, where the label makes another row of it, that of the chosen side
 _COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
 
 
@@ -77,7 +78,6 @@ class _Collected:
         self.seen: set[bytes] = set()
         self.prompt_ids: set[bytes] = set()
         self.row_ids: set[int] = set()
-        self.repeated: list[tuple[str, str | None]] = []  # what the rows that repeat an earlier one repeat, in order
         self.counts: Counter[str] = Counter()
 
     def add(self, found: Recorded) -> None:
@@ -90,8 +90,7 @@ class _Collected:
         fresh = [not _seen(self.seen, key) for key in keys]
         made, prompts, aside = found.made, found.prompts, found.aside
         if not all(fresh):
-            aside = self._with_repeated(found, [name for name, _ in keys], fresh)
-            self.repeated += [key for key, new in zip(keys, fresh, strict=True) if not new]
+            aside = self._with_repeated(found, keys, fresh)
             made, prompts = (None if each is None else each.filter(pa.array(fresh)) for each in (made, prompts))
         self.main.add(made)
         self.aside.add(aside)
@@ -103,12 +102,20 @@ class _Collected:
         self.counts["rows_quarantined"] += aside.num_rows
         self.counts["ties"] += pc.sum(pc.equal(aside["reason"], TIE), min_count=0).as_py()
 
-    def _with_repeated(self, found: Recorded, ids: Sequence[str], fresh: Sequence[bool]) -> pa.Table:
-        """The quarantine with the rows that repeat an earlier one, in the order of the items."""
-        of_pairs = "pair_id" in found.made.column_names
+    def _with_repeated(self, found: Recorded, keys: Sequence[_Key], fresh: Sequence[bool]) -> pa.Table:
+        """The quarantine with the rows that repeat an earlier one, in the order of the items.
+
+        Their detail is the key of that row, for which `_naming_rows` finds its name once the source has ended: names of
+        all rows that may be repeated would take more memory than the tables.
+        """
+        of_pairs, named = "pair_id" in found.made.column_names, "row_id" in found.made.column_names
         repeated = {
-            place: quarantine_row(self.manifest, Quarantined(row_id, _REPEATED, f"of {key}"), key if of_pairs else None)
-            for place, row_id, key, new in zip(found.places, found.made_from, ids, fresh, strict=True)
+            place: quarantine_row(
+                self.manifest,
+                Quarantined(row_id, _REPEATED, f"{key[0]}{key[1] or ''}" if named else f"of {key[0]}"),
+                key[0] if of_pairs else None,
+            )
+            for place, row_id, key, new in zip(found.places, found.made_from, keys, fresh, strict=True)
             if not new
         }
         kept = set(found.places)
@@ -117,7 +124,7 @@ class _Collected:
         return schemas.table([rows[place] for place in sorted(rows)], "quarantine")
 
 
-def _keys(table: pa.Table, kind: str) -> list[tuple[str, str | None]]:
+def _keys(table: pa.Table, kind: str) -> list[_Key]:
     """What makes a row another one than those before it, by row."""
     ids = table[next(name for name in _IDS if name in table.column_names)].to_pylist()
     # A pair with the opposite label is another row here: cleaning sees both and sets both aside.
@@ -125,16 +132,19 @@ def _keys(table: pa.Table, kind: str) -> list[tuple[str, str | None]]:
     return list(zip(ids, sides, strict=True))
 
 
-def _naming_rows(aside: pa.Table, repeated: Sequence[tuple[str, str | None]], main: pa.Table, kind: str) -> pa.Table:
-    """The quarantine, where rows that repeat an earlier one name its row: `repeated` has what they repeat, in order."""
-    if not repeated or "row_id" not in main.column_names:
+def _naming_rows(aside: pa.Table, main: pa.Table, kind: str) -> pa.Table:
+    """The quarantine, where rows that repeat an earlier one name its row in place of its key."""
+    mask = pc.equal(aside["reason"], _REPEATED).combine_chunks()
+    keys = pc.filter(aside["detail"], mask)
+    if not len(keys) or "row_id" not in main.column_names:
         return aside
     name = next(name for name in _IDS if name in main.column_names)
-    named = main.filter(pc.is_in(main[name], value_set=pa.array({key for key, _ in repeated}, pa.string())))
-    rows = dict(zip(_keys(named, kind), named["row_id"].to_pylist(), strict=True))
-    details = pa.array([f"of row {rows[key]}" for key in repeated], pa.string())
-    mask = pc.equal(aside["reason"], _REPEATED).combine_chunks()
-    filled = pc.replace_with_mask(aside["detail"].combine_chunks(), mask, details)
+    parts = [name, "chosen_id"] if kind == "preferences" else [name]
+    ids = pc.unique(pc.utf8_slice_codeunits(keys, 0, len(main[name][0].as_py())))  # all ids are of one length
+    named = main.select([*parts, "row_id"]).filter(pc.is_in(main[name], value_set=ids))
+    rows = pc.index_in(keys, value_set=pc.binary_join_element_wise(*(named[part] for part in parts), ""))
+    details = pc.binary_join_element_wise("of row", pc.take(named["row_id"], rows), " ")
+    filled = pc.replace_with_mask(aside["detail"].combine_chunks(), mask, details.combine_chunks())
     return aside.set_column(aside.schema.get_field_index("detail"), aside.schema.field("detail"), filled)
 
 
@@ -204,7 +214,7 @@ def read_source(
         images += found.images
         progress.add(found.items, images=images or None)
     main = collected.main.table()
-    aside = _naming_rows(collected.aside.table(), collected.repeated, main, manifest.kind)
+    aside = _naming_rows(collected.aside.table(), main, manifest.kind)
     tables = {TABLES[manifest.kind]: main, "quarantine": aside}
     if manifest.kind not in ("prompts", "t2i"):
         tables["prompts"] = collected.prompts.table()
@@ -275,7 +285,7 @@ def _stat(digest: Any, files: Sequence[Path], root: Path) -> None:
         digest.update(os.fsencode(name) + f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
 
 
-def _seen(known: set[bytes], key: tuple[str, str | None]) -> bool:
+def _seen(known: set[bytes], key: _Key) -> bool:
     """Whether a key was there before; ids are kept as bytes, which take a third of the memory."""
     short = bytes.fromhex(key[0]) + (bytes.fromhex(key[1])[:8] if key[1] else b"")
     if short in known:

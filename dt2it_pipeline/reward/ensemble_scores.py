@@ -147,11 +147,11 @@ def write_several(
     if output.suffix == ".jsonl" and given.file is not None:
         lines = [
             {
-                **with_scores(row, _listed(made.combined[number])),
+                **with_scores(given.file, number, _listed(made.combined[number])),
                 "spread": _listed(made.spread[number]),
                 "scores_by_model": {model: _listed(scores[number]) for model, scores in made.by_model.items()},
             }
-            for number, row in enumerate(given.file.rows)
+            for number in range(len(given.file.rows))
         ]
         write_lines(lines, output)
     else:

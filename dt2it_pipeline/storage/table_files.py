@@ -10,8 +10,10 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -21,11 +23,23 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.atomic import arrow_bytes
 
 FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 # What pandas raises at a file that is damaged; of Parquet, its own description of the table may be.
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException)
+_PIECE = 1 << 20  # bytes that are decompressed at once
 _HEADING = 1 << 16  # bytes in which the heading of a CSV file ends
 _IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id", "shown_first")  # text in CSV: 007 is no 7
+
+
+def _zst(name: str, _: str) -> pa.CompressedInputStream:
+    return pa.CompressedInputStream(pa.OSFile(name), "zstd")
+
+
+_COMPRESSED: Mapping[str, Callable[[str, str], Any]] = {
+    ".gz": gzip.open,
+    ".zst": _zst,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 
 
 class TableFileError(UserError, ValueError):
@@ -65,20 +79,34 @@ def plain_bytes(file: Path) -> bytes:
     Raises:
         OSError: it cannot be read, or is not compressed as its name says.
     """
-    content = file.read_bytes()
+    with _decompressed(file) as stream:
+        return bytes(stream.read())
+
+
+def is_longer(file: Path, most: int) -> bool:
+    """Whether a file has more than `most` bytes once it is decompressed; no more than these are decompressed to see it.
+
+    Raises:
+        OSError: as for `plain_bytes`.
+    """
+    if file.suffix.lower() not in _COMPRESSED:
+        return file.stat().st_size > most
+    size = 0
+    with _decompressed(file) as stream:
+        while size <= most and (part := stream.read(_PIECE)):
+            size += len(part)
+    return size > most
+
+
+@contextmanager
+def _decompressed(file: Path) -> Iterator[Any]:
+    """The bytes of a file as a stream. Raises OSError as `plain_bytes` does, also for what the block reads."""
+    opened = _COMPRESSED.get(file.suffix.lower(), open)
     try:
-        match file.suffix.lower():
-            case ".gz":
-                return gzip.decompress(content)
-            case ".bz2":
-                return bz2.decompress(content)
-            case ".xz":
-                return lzma.decompress(content)
-            case ".zst":
-                return bytes(pa.CompressedInputStream(arrow_bytes(content), "zstd").read())
+        with opened(str(file), "rb") as stream:
+            yield stream
     except (EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise OSError(f"it is not compressed as its name says: {error}") from error
-    return content
 
 
 def read_table_file(file: Path) -> pd.DataFrame:

@@ -92,6 +92,15 @@ def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
     assert failing("run", code=2).startswith("Missing argument 'JOB'")
 
 
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [("rond", "; did you mean 'round'?"), ("Export", "; did you mean 'export'?"), ("xyz", "."), ("x's", ".")],
+)
+def test_a_wrong_choice_is_answered_with_the_nearest_right_one(given: str, end: str) -> None:
+    (line, _) = failing("run", given, code=2).splitlines()
+    assert line == f"Invalid value for 'JOB': {given!r} is not one of 'construct', 'round', 'benchmark', 'export'{end}"
+
+
 def test_our_errors_are_one_line_and_others_keep_their_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

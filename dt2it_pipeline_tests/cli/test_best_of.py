@@ -94,6 +94,46 @@ def test_the_best_answers_of_one_model_with_their_scores(
     assert not (tmp_path / "best.jsonl.work").exists()
 
 
+OTHER_NAMES = {"prompt": "question", "responses": "answers", "images": "files", "quality": "right", "id": "key"}
+
+
+def test_fields_may_have_other_names(models: dict[str, Path], answers: list[dict[str, Any]], tmp_path: Path) -> None:
+    other = [{OTHER_NAMES[key]: value for key, value in row.items()} | {"prompt": "a template"} for row in answers]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, other)))
+    columns = [part for field, key in OTHER_NAMES.items() for part in ("--column", f"{field}={key}")]
+    call = ["--model", models["one"], "--json", "--output"]
+    known = json.loads(dt2it("best-of", tmp_path / "answers.jsonl", *call, tmp_path / "known.jsonl"))
+    found = json.loads(dt2it("best-of", tmp_path / "other.jsonl", *columns, *call, tmp_path / "found.jsonl"))
+    assert found["curve"] and {**found, "output": ""} == {**known, "output": ""}
+    made = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in (tmp_path / "known.jsonl").read_text().splitlines()]
+    for row, given, like in zip(made, other, wanted, strict=True):
+        assert row == {**given, "scores": like["scores"], "best": like["best"]}
+
+
+def test_columns_that_cannot_be_are_one_line(
+    models: dict[str, Path], answers: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    call = ["best-of", tmp_path / "answers.jsonl", "--model", models["one"], "--output", tmp_path / "best.jsonl"]
+    assert failing(*call, "--column", "prompt=question").endswith(
+        "answers.jsonl has 'question'; there are: id, prompt, images, responses, quality"
+    )
+    assert "there is no such field; the fields are prompt, turns" in failing(*call, "--column", "pompt=prompt", code=2)
+    assert "no such field" in failing(*call, "--sample", "demo", "--column", "responses=prompt", code=2)
+    table = ["score", tmp_path / "r.parquet", "--model", models["one"], "--output", tmp_path / "s.parquet"]
+    assert "--column is for JSON Lines" in failing(*table, "--column", "prompt=question", code=2)
+
+
+def test_a_version_of_an_artifact_is_named_after_the_artifact(
+    models: dict[str, Path], answers: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    version = tmp_path / "home/artifacts/reward_model/1" / ("0a" * 16)
+    version.parent.mkdir(parents=True)
+    version.symlink_to(models["one"])
+    call = ["best-of", tmp_path / "answers.jsonl", "--model", version, "--model", models["two"], "--json", "--output"]
+    assert list(json.loads(dt2it(*call, tmp_path / "both.parquet"))["models"]) == ["reward_model/1", "two"]
+
+
 def test_several_models_choose_apart_or_together(
     models: dict[str, Path], answers: list[dict[str, Any]], tmp_path: Path
 ) -> None:

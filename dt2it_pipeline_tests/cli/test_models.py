@@ -139,6 +139,18 @@ def test_pairs_are_scored_side_by_side_with_their_one_image(world: dict[str, Any
     assert "5 pairs" in dt2it("clean", out, *columns, "--output", tmp_path / "cleaned")
 
 
+def test_sides_of_pairs_may_have_other_names(world: dict[str, Any], tmp_path: Path) -> None:
+    pair = {"prompt": "what colour is the shape", "chosen": "red", "rejected": "it is blue"}
+    named = {"prompt": pair["prompt"], "good": pair["chosen"], "bad": pair["rejected"]}
+    made = []
+    for row, options in ((pair, ()), (named, ("--column", "chosen=good", "--column", "rejected=bad"))):
+        (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+        call = ["score", tmp_path / "pairs.jsonl", "--model", world["checkpoint"], "--output", tmp_path / "out.jsonl"]
+        dt2it(*call, *options)
+        made.append(json.loads((tmp_path / "out.jsonl").read_text()))
+    assert made[1] == {**named, **{key: made[0][key] for key in ("scores", "chosen_score", "rejected_score")}}
+
+
 def test_an_empty_answer_costs_itself_alone_and_is_counted(world: dict[str, Any], other: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": "what is the shape", "responses": ["a circle", "", "red"]},

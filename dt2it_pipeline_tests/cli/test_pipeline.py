@@ -93,6 +93,34 @@ def test_a_run_names_its_recipe_and_home_and_starts_nothing_where_no_recipe_is_c
     assert len(started) == 3
 
 
+def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    dt2it("init", tmp_path / "mine")
+    checkout = project_root()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "execve", lambda *call: None)
+    checked = invoke("check", "--json")
+    (line,) = json.loads(checked.stdout)["lines"]
+    assert checked.exit_code == 1 and line["text"].startswith(f"none is chosen: neither {tmp_path} ")
+    assert "DT2IT_RECIPE=FILE" in line["advice"]
+    demo = checkout / "configs/recipes/demo.yaml"
+    nobody = f"(the demo's: neither {tmp_path} nor a folder above it is a project)"
+    (note,) = invoke("ui", "--home", "home").stderr.splitlines()
+    assert note == f"recipe {demo} {nobody}, artifact home {tmp_path / 'home'}"
+    (note,) = invoke("ui", "--home", "home", "--recipe", "demo").stderr.splitlines()
+    assert note == f"recipe {demo}, artifact home {tmp_path / 'home'}"
+    monkeypatch.chdir("mine")
+    mine = tmp_path / "mine"
+    (note,) = invoke("ui").stderr.splitlines()
+    assert note == f"recipe {mine}/configs/recipes/mine.yaml, artifact home {mine}/data"
+    assert json.loads(invoke("check", "--json").stdout)["lines"][0]["text"].endswith(
+        f"; {mine}/configs/recipes/mine.yaml"
+    )
+
+
 def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[Any], tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("# the report\n")
     said = dt2it("demo", "--home", tmp_path)

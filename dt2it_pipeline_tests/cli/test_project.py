@@ -145,6 +145,22 @@ def test_a_teams_project_keeps_runs_in_postgres_and_no_password_in_a_file(tmp_pa
     assert "DT2IT_POSTGRES_HOST=x" in remote.read_text() and "PASSWORD" not in remote.read_text()
 
 
+@pytest.mark.parametrize(("row", "options", "words"), [
+    ({"prompt": "Q?", "chosen": "a", "rejected": "b", "note": "x"}, (),
+     "question = prompt; by their names: chosen, rejected"),
+    ({"question": "Q?", "chosen": "a", "rejected": "b"}, (), "by their names: chosen, rejected, question"),
+    ({"question": "Q?", "good": "a", "bad": "b"}, ("--column", "chosen=good", "--column", "rejected=bad"),
+     "chosen = good, rejected = bad; by their names: question"),
+    ({"question": "Q?", "chosen": "a", "rejected": "b"}, ("--column", "chosen=chosen"),
+     "chosen = chosen; by their names: rejected, question"),
+])  # fmt: skip
+def test_every_column_that_is_read_is_named(
+    tmp_path: Path, row: dict[str, str], options: tuple[str, ...], words: str
+) -> None:
+    made = dt2it("init", tmp_path / "mine", "--data", lines_file(tmp_path / "pairs.jsonl", [row]), *options)
+    assert f"read as preferences by adapter auto ({words}): 1 of the first 1 rows" in " ".join(made.stdout.split())
+
+
 def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ class _Echo(BaseHTTPRequestHandler):
 
     code: int
     reply: Callable[[str, str], bytes]
+    location = ""
 
     def log_message(self, *arguments) -> None: ...
 
@@ -257,14 +258,15 @@ class _Echo(BaseHTTPRequestHandler):
         words = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
         data = type(self).reply(self.headers.get("Authorization", ""), words)
         self.send_response(self.code)
+        self.send_header("Location", self.location)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
 
 @contextmanager
-def _echoing(code: int, reply: Callable[[str, str], bytes]) -> Iterator[str]:
-    handler = type("Handler", (_Echo,), {"code": code, "reply": staticmethod(reply)})
+def _echoing(code: int, reply: Callable[[str, str], bytes], location: str = "") -> Iterator[str]:
+    handler = type("Handler", (_Echo,), {"code": code, "reply": staticmethod(reply), "location": location})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -286,6 +288,18 @@ def test_a_key_that_the_endpoint_sends_back_is_not_shown(monkeypatch, code, writ
         except EngineError as error:
             said = str(error)
     assert "(key)" in said and "sek" not in said and "et-7f3a" not in said
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_is_named(monkeypatch, code):
+    monkeypatch.setenv("DT2IT_TEST_KEY", "sekret-7f3a")
+    with serving(FaultServer({})) as other, _echoing(code, lambda key, _: b"", f"{other.url}/chat/completions") as url:
+        settings = EndpointSettings(base_url=url, model="m", api_key_env="DT2IT_TEST_KEY", retries=0)
+        (found,) = EndpointEngine(settings).sample([_request("item-a")], Decoding())
+        assert (
+            str(found) == f"refused with HTTP {code}: a redirect, which is not followed; name the address that answers"
+        )
+        assert not other.bodies
 
 
 def test_a_key_with_a_line_break_inside_is_told_and_not_sent(monkeypatch):

@@ -1,6 +1,8 @@
+import gc
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,25 @@ def test_a_repeated_row_names_the_row_that_it_repeats(tmp_path, root):
 def test_of_a_repeated_true_pair_the_row_is_named_too(tmp_path, root):
     artifact = read(tmp_path, source(tmp_path, [row(id="a"), row(id="b")], kind="truth"))
     assert artifact["quarantine"]["detail"].to_pylist() == ["of row a"]
+
+
+def test_repeated_rows_leave_nothing_in_memory_but_their_rows_of_the_quarantine(tmp_path):
+    one = {"question": "what?", "chosen": "x", "rejected": "y"}
+    manifest = source(tmp_path, [one, {**one, "chosen": "y", "rejected": "x"}] * 1500, media_root=None)
+    held = {}
+
+    def report(state):
+        gc.collect()
+        held[state["done"]] = tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()  # tables, which Arrow holds, do not count
+    try:
+        read_source(manifest, tmp_path, tmp_path / "media", report)
+    finally:
+        tracemalloc.stop()
+    counts = sorted(held)
+    first, last = counts[len(counts) // 3], counts[-1]
+    assert (held[last] - held[first]) / (last - first) < 50  # bytes a row
 
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):

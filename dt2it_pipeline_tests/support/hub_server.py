@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "a" * 40
+LONGEST_NAME = 255  # characters of a file's name
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -29,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not repository.is_dir():
                 self._missing("RepoNotFound")
             elif parts[4:5] == ["tree"]:
-                self._json([_about(file, repository) for file in sorted(repository.rglob("*"))])
+                self._listing(repository, "/".join(parts[6:]))
             else:
                 files = [{"rfilename": file.relative_to(repository).as_posix()} for file in _files(repository)]
                 self._json({"id": "/".join(parts[2:4]), "sha": REVISION, "siblings": files, "tags": []})
@@ -46,7 +47,20 @@ class _Handler(BaseHTTPRequestHandler):
         found = [repository / name for name in ([asked] if isinstance(asked, str) else asked)]
         self._json([_about(file, repository) for file in found if file.exists()])
 
+    def _listing(self, repository: Path, below: str) -> None:
+        self.fetched.append(f"{repository.relative_to(self.root).as_posix()} list {below}".rstrip())
+        if not (repository / below).is_dir():
+            self._missing("EntryNotFound")
+            return
+        deep = parse_qs(urlsplit(self.path).query).get("recursive") in (["true"], ["True"])
+        files = (repository / below).rglob("*") if deep else (repository / below).glob("*")
+        self._json([_about(file, repository) for file in sorted(files)])
+
     def _file(self, file: Path) -> None:
+        if len(file.name) > LONGEST_NAME:
+            self.send_response(414)
+            self._body(b"")
+            return
         if not file.is_file():
             self._missing("EntryNotFound")
             return
@@ -55,6 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
         if given := self.headers.get("Range"):
             first, _, last = given.removeprefix("bytes=").partition("-")
             start, end, status = int(first), min(len(content), int(last or len(content)) + 1), 206
+        if status == 206 and start >= len(content):
+            self.send_response(416)
+            self._body(b"")
+            return
         if self.command == "GET":
             self.fetched.append(f"{file.relative_to(self.root).as_posix()} {end - start}")
         self.send_response(status)
@@ -105,7 +123,7 @@ def hub_server(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Serve the folders `owner/name` below one as datasets, all at the commit REVISION.
 
     Yields:
-        Its address, and the files that are fetched from it with how many bytes, as they are.
+        Its address, and what is fetched from it, as it is: files with how many bytes, and lists of folders.
     """
     fetched: list[str] = []
     handler = type("Handler", (_Handler,), {"root": root, "fetched": fetched})

@@ -15,8 +15,9 @@ from typing import Any
 
 from dt2it_pipeline.cli.checks.lines import Line
 from dt2it_pipeline.cli.checks.places import launcher_lines, object_store_lines
+from dt2it_pipeline.cli.options import CHOOSE_RECIPE, NO_PROJECT
 from dt2it_pipeline.config.paths import artifact_home, model_path
-from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
+from dt2it_pipeline.config.recipe import Recipe, RecipeError, chosen_recipe, is_chosen, load_recipe, recipe_path
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
 from dt2it_pipeline.config.sections.judging import (
     EndpointJudgeSettings,
@@ -59,12 +60,16 @@ def flight_check(
             where each loads its model. No other model is loaded.
     """
     home = home or artifact_home()
+    if not is_chosen(recipe):
+        yield Line("error", "recipe", f"none is chosen: {NO_PROJECT.format(Path.cwd())}", CHOOSE_RECIPE)
+        return
     try:
         found = load_recipe(recipe)
+        file = recipe_path(chosen_recipe(recipe))
     except RecipeError as error:
         yield Line("error", "recipe", str(error), "correct the file; `dt2it settings KEY` describes a setting")
         return
-    yield Line("ok", "recipe", f"{found.name}: every setting is valid; rounds 0 to {found.rounds - 1}")
+    yield Line("ok", "recipe", f"{found.name}: every setting is valid; rounds 0 to {found.rounds - 1}; {file}")
     yield from _files(found)
     yield from _engines(found)
     manifests: list[Manifest] = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dt2it_pipeline.cli.checks.flight_check import installation_check
+from dt2it_pipeline.cli.options import recipe_in_words
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.observe.health import HealthCheck, Status
@@ -38,11 +39,11 @@ def health_checks(home: Path, most_hours: float | None = None) -> Iterator[Healt
     yield _artifacts(Store(home))
     yield _last_round(Store(home), most_hours)
     try:
-        recipe = load_recipe()
+        recipe, taken = load_recipe(), recipe_in_words(None)
     except RecipeError as error:
         yield HealthCheck("recipe", "failed", str(error), "correct the file; `dt2it settings KEY` describes a setting")
         return
-    yield HealthCheck("recipe", "ok", f"{recipe.name}: every setting is valid")
+    yield HealthCheck("recipe", "ok", f"{recipe.name}: every setting is valid; {taken}")
     for line in installation_check(recipe, home):
         name = "disk" if line.topic == "artifact home" else line.topic
         yield HealthCheck(name, _STATUS[line.level], line.text, line.advice)

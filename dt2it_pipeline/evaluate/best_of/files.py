@@ -106,7 +106,7 @@ def qualities(file: ResponseFile | None) -> tuple[Numbers | None, list[str]]:
 
     The first is None where no row has one. A row that cannot be used has no numbers.
     """
-    rows = [] if file is None else file.rows
+    rows = [] if file is None else [file.fields(row) for row in file.rows]
     key = next((key for key in QUALITY_KEYS if any(row.get(key) is not None for row in rows)), None)
     if file is None or key is None:
         return None, []

@@ -6,7 +6,7 @@ choosing is worth is measured on plain draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def sample_answers(
     *,
     decoding: Decoding,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
     make_engine: EngineFactory | None = None,
 ) -> SampledAnswers:
     """Draw answers to the prompts of a file with vLLM.
@@ -68,13 +69,14 @@ def sample_answers(
         answers: per prompt.
         decoding: temperature, nucleus and most tokens of an answer.
         seed: a prompt's answers depend on it and on the prompt alone.
+        columns: field -> the key that holds it, where rows name it otherwise.
         make_engine: builds the engine from the most images in one prompt; vLLM where None.
 
     Raises:
         ResponseFileError: the file cannot be read, or no row of it can be used.
         EngineError: the model cannot be loaded, or refuses every prompt.
     """
-    file = read_response_file(prompts, media, store, with_responses=False)
+    file = read_response_file(prompts, media, store, with_responses=False, columns=columns)
     faults = [(file.names[number], *why) for number, why in file.faults.items()]
     requests: dict[str, SampleRequest] = {}
     refused: dict[str, tuple[str, str]] = {}

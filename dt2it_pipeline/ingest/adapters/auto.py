@@ -59,7 +59,7 @@ def read(rows: Iterable[Row], promptless: bool = False) -> Iterator[Item]:
 
 
 def reading(row: Row, kind: str) -> dict[str, str] | None:
-    """Which column of a row would be read as which field, where the names differ; None where the kind does not fit.
+    """Which column of a row would be read as which field; None where the kind does not fit.
 
     Args:
         row: of a source that nobody has described; what its `columns` map is read so.
@@ -78,7 +78,7 @@ def reading(row: Row, kind: str) -> dict[str, str] | None:
         column = fields.column(name)
         if column is not None and column not in columns.values():
             columns[name] = column
-    return {name: column for name, column in columns.items() if name != column}
+    return columns
 
 
 def _prompt(row: Row) -> Iterator[Item]:

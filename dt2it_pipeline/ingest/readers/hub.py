@@ -32,8 +32,11 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _LOADERS = "datasets.packaged_modules."
 _NO_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "delimiter"}
 _METADATA = {"metadata.csv": "csv", "metadata.jsonl": "jsonl", "metadata.parquet": "parquet"}
+_FOLDERS = {"imagefolder": "image", "videofolder": "video"}  # loaders of media, and their kind
 _FILE_NAME, _FILE_NAMES = "file_name", "file_names"
 _LONGEST_NAME = 1_024  # characters of the name of an image
+_SECONDS = 30.0  # for connecting to the Hub, and between two parts of an answer
+_EMPTY, _NO_NAMES = 416, (400, 414)  # statuses for a file without a first byte, and for names that no file can have
 
 
 class RepositoryFile:
@@ -72,19 +75,30 @@ class RepositoryFile:
             yield copy
 
     def beside(self, name: str, most: int) -> bytes | None:
-        """A file of its folder; None where there is none of that name, or it is longer than `most` bytes."""
-        folder, parts = self._path.rpartition("/")[0], PurePosixPath(name).parts
+        """A file of its folder, of a longer one the first `most` + 1 bytes; None where there is none of that name.
+
+        It is asked for by its name alone: the library's file system would search the list of the folder for each, and
+        folders of images are the longest that there are.
+        """
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        parts = PurePosixPath(name).parts
         if not parts or ".." in parts or "/" in parts or len(name) > _LONGEST_NAME or not _is_utf8(name):
             return None
-        place = "/".join([folder, *parts])
+        own = self._files.resolve_path(self._path)
+        place = "/".join([*PurePosixPath(own.path_in_repo).parts[:-1], *parts])
+        url = huggingface_hub.hf_hub_url(own.repo_id, place, repo_type="dataset", revision=own.revision)
+        headers = {**build_hf_headers(), "range": f"bytes=0-{most}"}
+        answer = http_backoff("GET", url, headers=headers, timeout=_SECONDS)
+        if answer.status_code in (_EMPTY, *_NO_NAMES):
+            return b"" if answer.status_code == _EMPTY else None
         try:
-            about = self._files.info(place)
-            if about["type"] != "file" or about["size"] > most:
-                return None
-            content: bytes = self._files.cat_file(place)
-        except FileNotFoundError:
+            hf_raise_for_status(answer)
+        except EntryNotFoundError:
             return None
-        return content
+        return bytes(answer.content)
 
 
 def _is_utf8(name: str) -> bool:
@@ -217,7 +231,10 @@ def _files_of(
     )
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
     _require_split(path, manifest.split, files)
-    chosen = [placed(name) for name in files[manifest.split or "train"]]
+    names = files[manifest.split or "train"]
+    if loader in _FOLDERS:  # of a million images, none but the metadata is a file of rows
+        names = [name for name in names if name.rpartition("/")[2] in _METADATA]
+    chosen = [placed(name) for name in names]
     options = {
         field.name: value
         for field in dataclasses.fields(builder.config)
@@ -238,10 +255,8 @@ def _files_of(
             found = [DataFile(file, "parquet", columns=None if columns is None else tuple(columns)) for file in chosen]
         case "arrow" | "text" | "webdataset":
             found = [DataFile(file, loader) for file in chosen]
-        case "imagefolder" | "videofolder":
-            medium = loader.removesuffix("folder")
-            about = [(file, _METADATA[file.name]) for file in chosen if file.name in _METADATA]
-            found = [DataFile(file, format, media=medium) for file, format in about]
+        case _ if loader in _FOLDERS:
+            found = [DataFile(file, _METADATA[file.name], media=_FOLDERS[loader]) for file in chosen]
             if not found:
                 raise SourceError(f"{path} holds media alone; write what is known of them to a metadata.jsonl there")
         case _:
@@ -265,6 +280,13 @@ def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
     >>> with_medium(DataFile(Path("/set/metadata.csv"), "csv", media="image"), {"file_name": "a.png", "chosen": "yes"})
     {'chosen': 'yes', 'image': {'bytes': None, 'path': '/set/a.png'}}
     """
+    left = MAX_BYTES
+
+    def content(name: str) -> bytes | None:
+        nonlocal left
+        found = file.path.beside(name, left) if isinstance(file.path, RepositoryFile) and left >= 0 else None
+        left -= len(found or b"")
+        return found if left >= 0 else None
 
     def placed(name: Any) -> Any:
         if not isinstance(name, str):
@@ -272,7 +294,7 @@ def with_medium(file: DataFile, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(file.path, Path):
             return {"bytes": None, "path": str(file.path.parent / name)}
         if name not in fetched:
-            fetched[name] = file.path.beside(name, MAX_BYTES - sum(len(content or b"") for content in fetched.values()))
+            fetched[name] = content(name)
         return {"bytes": fetched[name], "path": f"{file.path.address.rpartition('/')[0]}/{name}"}
 
     fetched: dict[str, bytes | None] = {}

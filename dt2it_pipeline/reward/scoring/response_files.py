@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ FORM = (
     "`turns` (a list of role and text, the last of the user), and, where there are any, `system`, `images` or `image`, "
     "`videos` or `video` (paths; base64 of images) and `id`"
 )
+
+
+ANSWERS = ("responses", "chosen", "rejected", "quality", "truth")  # fields of answers; the last two are of `best-of`
+FIELDS = ("prompt", "turns", "system", "images", "image", "videos", "video", "id", *ANSWERS)
 
 
 class ResponseFileError(UserError, ValueError):
@@ -46,6 +50,7 @@ class ResponseFile:
         prompt_ids: of each row: the id of its prompt; empty where the row cannot be used.
         faults: reason and detail of each row that cannot be used, by its place in `rows`.
         response_faults: reason and detail of each response that cannot be scored, such as an empty one, by its id.
+        columns: field of FORM -> the key that holds it, where rows name it otherwise; see `fields`.
     """
 
     rows: list[dict[str, Any]]
@@ -56,9 +61,21 @@ class ResponseFile:
     prompt_ids: list[str]
     faults: Mapping[int, tuple[str, str]]
     response_faults: Mapping[str, tuple[str, str]]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One of `rows` by the names of FORM."""
+        return _fields(row, self.columns)
 
 
-def read_response_file(path: Path, media_root: Path, store: Path, *, with_responses: bool = True) -> ResponseFile:
+def read_response_file(
+    path: Path,
+    media_root: Path,
+    store: Path,
+    *,
+    with_responses: bool = True,
+    columns: Mapping[str, str] | None = None,
+) -> ResponseFile:
     """Read a file of prompts and responses. What is wrong with a row costs that row, with a response that response.
 
     Args:
@@ -66,9 +83,11 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         media_root: folder from which paths of images and videos count, and which they may not leave.
         store: media store into which images and videos are imported; paths of the prompts are relative to it.
         with_responses: False: the rows' `responses` are not looked at, as of prompts that are yet to be answered.
+        columns: field of FORM -> the key that holds it, where rows name it otherwise.
 
     Raises:
-        ResponseFileError: the file cannot be read, or no row of it, or no response, can be used.
+        ResponseFileError: the file cannot be read, no row of it, or no response, can be used, or no row has a key that
+            `columns` names.
         VideoDecoderError: there are video files, and OpenCV is not installed.
     """
     try:
@@ -83,6 +102,8 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
     prompt_ids: list[str] = []
     responses: dict[str, dict[str, Any]] = {}
     unusable: dict[str, tuple[str, str]] = {}
+    columns = columns or {}
+    absent = dict(columns)  # what no row had so far
     form = True  # whether the first fault may be one of the form; a medium that cannot be used is none
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -91,8 +112,10 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         own: list[str] = []
         try:
             row = _object(line)
-            prompt = _prompt(row, media_root, store)
-            texts = _responses(row) if with_responses else ()
+            absent = {name: column for name, column in absent.items() if column not in row}
+            named = _fields(row, columns)
+            prompt = _prompt(named, media_root, store)
+            texts = _responses(named) if with_responses else ()
             own = [content_ids.response_id(prompt["prompt_id"], each) for each in texts]
         except (MediaError, RowError) as error:
             form = form if faults else not isinstance(error, MediaError)
@@ -107,9 +130,13 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
                     "response_id": name, "prompt_id": prompt["prompt_id"], "text": each, "generator": ""
                 }  # fmt: skip
         rows.append(row)
-        names.append(f"line {number}" if row.get("id") in (None, "") else str(row["id"]))
+        own_id = _fields(row, columns).get("id")
+        names.append(f"line {number}" if own_id in (None, "") else str(own_id))
         ids.append([] if len(rows) - 1 in faults else own)
         prompt_ids.append("" if len(rows) - 1 in faults else prompt["prompt_id"])
+    if absent and any(rows):
+        there = ", ".join(dict.fromkeys(str(key) for row in rows for key in row))[:200]
+        raise ResponseFileError(f"no row of {path} has {', '.join(map(repr, absent.values()))}; there are: {there}")
     if not prompts or (with_responses and not responses):
         whole = [(names[place], fault) for place, fault in faults.items()]
         single = [(name, unusable[key]) for name, own in zip(names, ids, strict=True) for key in own]
@@ -126,6 +153,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         prompt_ids,
         faults,
         unusable,
+        columns,
     )
 
 
@@ -136,6 +164,18 @@ def is_pair(row: Mapping[str, Any]) -> bool:
     (True, False)
     """
     return "responses" not in row and "chosen" in row and "rejected" in row
+
+
+def _fields(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """A row by the names of FORM; what a field is read from has no other meaning.
+
+    >>> _fields({"question": "What?", "prompt": "a template", "note": "x"}, {"prompt": "question"})
+    {'note': 'x', 'prompt': 'What?'}
+    """
+    if not columns:
+        return row
+    others = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}
+    return others | {name: row[column] for name, column in columns.items() if column in row}
 
 
 def _responses(row: Mapping[str, Any]) -> list[Any]:

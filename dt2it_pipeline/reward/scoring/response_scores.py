@@ -87,7 +87,9 @@ class ResponseScores:
         return {row["row_id"]: (row["reason"], row["detail"]) for row in self.quarantine.to_pylist()}
 
 
-def given_responses(responses: Path, prompts: Path | None, media: Path | None, work: Path) -> GivenResponses:
+def given_responses(
+    responses: Path, prompts: Path | None, media: Path | None, work: Path, columns: Mapping[str, str] | None = None
+) -> GivenResponses:
     """What a person brings: JSON Lines in the form of response_files.FORM, or a Parquet table with its prompts.
 
     Args:
@@ -95,6 +97,7 @@ def given_responses(responses: Path, prompts: Path | None, media: Path | None, w
         prompts: Parquet of kind `prompts`, for a table.
         media: folder from which paths of images and videos count; of JSON Lines, by default their own folder.
         work: folder for the tables and media that are made of JSON Lines.
+        columns: of JSON Lines, field -> the key that holds it, where rows name it otherwise.
 
     Raises:
         ResponseFileError: the file cannot be read, no row of it can be used, or a table comes without prompts or media.
@@ -104,7 +107,7 @@ def given_responses(responses: Path, prompts: Path | None, media: Path | None, w
         if prompts is None or media is None:
             raise ResponseFileError(f"{responses} is a table of responses, which needs --prompts and --media")
         return GivenResponses(prompts, responses, media)
-    file = read_response_file(responses, media or responses.absolute().parent, work / "media")
+    file = read_response_file(responses, media or responses.absolute().parent, work / "media", columns=columns)
     given = GivenResponses(work / "prompts.parquet", work / "responses.parquet", work / "media", file)
     atomic.write_parquet(file.prompts, given.prompts)
     atomic.write_parquet(file.responses, given.responses)
@@ -183,7 +186,7 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
             reason, detail = read.faults[number]
             rows.append((name, None, None, None, reason, detail))
             faults.append(f"{name}: {reason} ({detail})")
-        lines.append(with_scores(read.rows[number], [scores.get(key) for key in own]))
+        lines.append(with_scores(read, number, [scores.get(key) for key in own]))
     if output.suffix == ".jsonl":
         write_lines(lines, output)
     else:
@@ -194,13 +197,10 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
     return faults, {"responses": total, "scored": done, "rows": len(read.rows), "rows_quarantined": len(read.faults)}
 
 
-def with_scores(row: Mapping[str, Any], scores: Sequence[float | None]) -> dict[str, Any]:
-    """A row as read with the scores of its responses; those of a pair by side, too, for `dt2it clean`.
-
-    >>> with_scores({"chosen": "A cat.", "rejected": "A dog."}, [1.5, -0.5])["rejected_score"]
-    -0.5
-    """
-    sides = dict(zip(_SIDES, scores, strict=True)) if is_pair(row) and scores else {}
+def with_scores(read: ResponseFile, number: int, scores: Sequence[float | None]) -> dict[str, Any]:
+    """A row of a file as read with the scores of its responses; those of a pair by side, too, for `dt2it clean`."""
+    row = read.rows[number]
+    sides = dict(zip(_SIDES, scores, strict=True)) if is_pair(read.fields(row)) and scores else {}
     return {**row, "scores": list(scores), **sides}
 
 
@@ -213,7 +213,7 @@ def replaced_keys(read: ResponseFile, output: Path, *keys: str, sides: bool = Fa
         keys: that are written.
         sides: whether `with_scores` writes them, which adds those of a pair's sides.
     """
-    rows = [(row, {*keys, *_SIDES} if sides and is_pair(row) else {*keys}) for row in read.rows]
+    rows = [(row, {*keys, *_SIDES} if sides and is_pair(read.fields(row)) else {*keys}) for row in read.rows]
     counts = {key: sum(key in own and key in row for row, own in rows) for key in (*keys, *_SIDES)}
     found = [f"`{key}` (in {count} of {len(rows)} rows)" for key, count in counts.items() if count]
     if output.suffix != ".jsonl" or not found:

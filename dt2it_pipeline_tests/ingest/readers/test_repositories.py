@@ -19,9 +19,11 @@ import pytest
 from dt2it_pipeline_tests.support.hub_server import REVISION, hub_server
 from dt2it_pipeline_tests.support.source_files import ROWS, as_csv, lines
 
+LISTED = 3  # times that `datasets` lists a repository, to see which files hold rows
 SMALL = 4096  # bytes of the longest line, in the process that reads
 READ = f"""
 import json, sys
+from huggingface_hub import HfFileSystem
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import bounds, file_formats, hub
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
@@ -29,15 +31,22 @@ from dt2it_pipeline.ingest.rows import Row
 bounds.LONGEST_LINE = file_formats.LONGEST_LINE = {SMALL}
 bounds._FREE = 1 << 16
 hub.MAX_BYTES = 32
+searched = 0
+info = HfFileSystem.info
+def counted(*args, **kwargs):
+    global searched
+    searched += 1
+    return info(*args, **kwargs)
+HfFileSystem.info = counted
 for asked in json.loads(sys.argv[1]):
-    found, fault = [], None
+    found, fault, searched = [], None, 0
     try:
         made = Manifest(name="s", kind="preferences", revision="{REVISION}", licence="MIT", **asked)
         for row in read_rows(made, __import__("pathlib").Path()):
             found.append(dict(row.values) if isinstance(row, Row) else row.reason)
     except SourceError as error:
         fault = str(error)
-    print(json.dumps([found, fault], default=bytes.hex))
+    print(json.dumps([found, fault, searched], default=bytes.hex))
 """
 
 
@@ -73,7 +82,7 @@ def arrow() -> bytes:
 
 LONG = lines([{**ROWS[0], "chosen": "x" * SMALL}])
 ODD = b'{"question": "q9", "chosen": "x", "rejected": {"b": 1}}\n{"question": bad\n'
-NOT_BESIDE = ("b.png", "../secret.png", "/secret.png", "in", "", "\udcff/a.png", "a/" * 600 + "a.png")
+NOT_BESIDE = ("b.png", "../secret.png", "/secret.png", "in", "", "\udcff/a.png", "a/" * 600 + "a.png", "x" * 900)
 ODD_ROW = {"question": "q9", "chosen": "x", "rejected": {"b": 1}}
 REPOSITORIES: dict[str, dict[str, bytes]] = {
     "lines": {"train.jsonl": lines(ROWS)},
@@ -94,9 +103,10 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
     "split": {"test.jsonl": lines(ROWS)},
     "media": {
         "train/metadata.jsonl": "\n".join(
-            json.dumps({"file_name": name, "chosen": "yes"}) for name in ("in/a.png", *NOT_BESIDE)
+            json.dumps({"file_name": name, "chosen": "yes"}) for name in ("in/a.png", "in/empty.png", *NOT_BESIDE)
         ).encode(),
         "train/in/a.png": b"\x89PNG",
+        "train/in/empty.png": b"",
         "secret.png": b"s",
     },
     "several": {
@@ -104,13 +114,24 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
         "train/a.png": b"\x89PNG",
         "train/b.png": b"longer than what is left of the row",
     },
+    "many": {
+        "train/metadata.jsonl": lines([{"file_name": f"in/{n}.png", "chosen": "yes"} for n in range(21)]),
+        **{f"train/in/{n}.png": b"\x89PNG" for n in range(20)},
+    },
+    "absent": {
+        "train/metadata.jsonl": lines([{"file_name": f"none/{n}.png", "chosen": "yes"} for n in range(9)]),
+        "train/in/0.png": b"\x89PNG",
+    },
     "videos": {"train/metadata.jsonl": b'{"file_name": "a.mp4", "chosen": "yes"}\n', "train/a.mp4": b"no video"},
 }
 
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """What was read of every repository, the error that ended it, and what was fetched; one process reads them all."""
+    """What was read of every repository, the error that ended it, how often a list was searched, and what was fetched.
+
+    One process reads them all.
+    """
     folder = tmp_path_factory.mktemp("hub")
     for name, files in REPOSITORIES.items():
         for file, content in files.items():
@@ -135,29 +156,41 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list
 
 @pytest.mark.parametrize("name", ["lines", "parts", "parquet", "arrow", "csv", "zip", "tar"])
 def test_the_rows_are_those_of_the_files(read: tuple[dict[str, Any], list[str]], name: str) -> None:
-    assert read[0][name] == [ROWS, None]
+    assert read[0][name][:2] == [ROWS, None]
 
 
 def test_an_odd_row_and_a_long_line_cost_themselves_alone(read: tuple[dict[str, Any], list[str]]) -> None:
-    assert read[0]["odd"] == [[ROWS[0], ODD_ROW, "malformed JSON", *ROWS[1:]], None]
-    assert read[0]["long"] == [[ROWS[0], "line too long", *ROWS[1:]], None]
+    assert read[0]["odd"][:2] == [[ROWS[0], ODD_ROW, "malformed JSON", *ROWS[1:]], None]
+    assert read[0]["long"][:2] == [[ROWS[0], "line too long", *ROWS[1:]], None]
 
 
 def test_images_beside_the_rows_are_fetched(read: tuple[dict[str, Any], list[str]]) -> None:
-    rows, fault = read[0]["media"]
+    rows, fault, _ = read[0]["media"]
     assert fault is None
-    first, *others = (row["image"] for row in rows)
+    first, empty, *others = (row["image"] for row in rows)
     place = f"hf://datasets/some/media@{REVISION}/train"
     assert first == {"bytes": b"\x89PNG".hex(), "path": f"{place}/in/a.png"}
+    assert empty == {"bytes": "", "path": f"{place}/in/empty.png"}
     assert others == [{"bytes": None, "path": f"{place}/{name}"} for name in NOT_BESIDE]
 
 
 def test_an_image_is_fetched_once_for_a_row_and_all_of_a_row_are_bounded(
     read: tuple[dict[str, Any], list[str]],
 ) -> None:
-    ((row,), fault) = read[0]["several"]
+    ((row,), fault, _) = read[0]["several"]
     assert fault is None and [image["bytes"] for image in row["images"]] == [b"\x89PNG".hex()] * 9 + [None]
     assert sum(line.startswith("some/several/train/a.png") for line in read[1]) == 1
+
+
+def test_no_folder_is_listed_or_searched_for_an_image(read: tuple[dict[str, Any], list[str]]) -> None:
+    searched = set()
+    for name, images in {"many": 20, "absent": 0}.items():
+        rows, fault, often = read[0][name]
+        assert fault is None and sum(row["image"]["bytes"] is not None for row in rows) == images
+        assert sum(line.startswith(f"some/{name} list") for line in read[1]) == LISTED
+        assert sum(line.startswith(f"some/{name}/train/in") for line in read[1]) == images
+        searched.add(often)
+    assert len(searched) == 1
 
 
 @pytest.mark.parametrize(
@@ -180,6 +213,6 @@ def test_what_is_without_bounds_or_leads_elsewhere_is_refused(
 
 
 def test_no_more_is_fetched_than_is_read(read: tuple[dict[str, Any], list[str]]) -> None:
-    assert read[0]["limited"] == [ROWS[:1], None]
+    assert read[0]["limited"][:2] == [ROWS[:1], None]
     assert sum(line.startswith("some/parts/data/train-00001") for line in read[1]) == 1  # of the whole source
     assert not any(line.startswith("some/card/README") for line in read[1])
