@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +222,11 @@ def cases_of(shape: str, given: argparse.Namespace, *, cuda: bool) -> list[Case]
             raise ValueError(f"--also {' '.join(changes)}: none of the cases depends on it")
         words = ", ".join(change.partition(".")[2] for change in changes)
         chosen += [replace(case, label=f"{case.label}, {words}") for case in concerned]
+    seen: Counter[str] = Counter()
+    for place, case in enumerate(chosen):  # a case may be asked for again, and has a log of its own then
+        seen[case.label] += 1
+        if seen[case.label] > 1:
+            chosen[place] = replace(case, label=f"{case.label} ({seen[case.label]})")
     return chosen
 
 

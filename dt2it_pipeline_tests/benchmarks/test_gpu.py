@@ -93,6 +93,13 @@ def test_cases_are_those_asked_for(tmp_path: Path) -> None:
     assert cases_of("tiny", everything, cuda=False)[-1].kind == "llamafactory"
 
 
+def test_a_case_that_is_asked_for_again_has_a_log_of_its_own(tmp_path: Path) -> None:
+    given = arguments().parse_args(["--work", str(tmp_path), "--cases", "train,bare,train"])
+    made = cases_of("tiny", given, cuda=False)
+    assert [each.label for each in made] == ["train", "bare", "train (2)"]
+    assert len({processes.log_of(each) for each in made}) == 3
+
+
 def test_a_change_runs_the_cases_that_it_concerns_again(tmp_path: Path) -> None:
     changes = [
         "--also",
