@@ -31,13 +31,12 @@ def load_network(folder: Path, settings: ComputeSettings, *, trains: bool) -> An
         trains: whether gradients go through it.
     """
     from dt2it_pipeline.engines.device import found_device
-    from dt2it_pipeline.reward.modeling.device import attention_for, compiles
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
     device = found_device()
-    compiled = compiles(settings.compile, device)
-    attention = attention_for(settings.attention, device, compiled=compiled, trains=trains)
-    return RewardNetwork.from_pretrained(folder, new_head_seed=0, attention=attention, device=device, compile=compiled)
+    return RewardNetwork.from_pretrained(
+        folder, new_head_seed=0, attention=settings.attention, device=device, compile=settings.compile, trains=trains
+    )
 
 
 def synchronise(device: Any) -> None:

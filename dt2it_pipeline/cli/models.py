@@ -142,7 +142,7 @@ def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
     from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
     from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
     from dt2it_pipeline.engines.launch.ranks import rank_environment
-    from dt2it_pipeline.reward.training.out_of_memory import launch_training
+    from dt2it_pipeline.reward.training.restarts import launch_training
 
     log, processes = work / "training.log", job.settings.processes
     ranks = Resources(processes, hostfile=hostfile_path(job.settings), environment=rank_environment(processes))

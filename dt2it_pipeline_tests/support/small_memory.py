@@ -1,4 +1,4 @@
-"""A worker of jobs in which memory runs out at a forward pass of more than some rows; see test_out_of_memory.py.
+"""A worker of jobs in which memory runs out at a forward pass of more than some rows; see test_restarts.py.
 
     python -m dt2it_pipeline_tests.support.small_memory job.json
 

@@ -27,7 +27,7 @@ from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
 from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import launch_training
+from dt2it_pipeline.reward.training.restarts import launch_training
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet

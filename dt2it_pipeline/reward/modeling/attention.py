@@ -26,6 +26,14 @@ _QUERIES = 128  # in a block; shorter ones save little more and cost calls
 # Bytes of shared memory that PyTorch's block sizes for Ampere and Ada take in float32 at head size 128. An A100 has
 # 163 KiB. An RTX 3090, an RTX 4090 or an L4 has 99, which is enough for bfloat16 (96 KiB, backward 67 to 84).
 _FLOAT32_NEEDS = 148_224
+SMALL_BLOCKS = "small_blocks"  # attribute of an attention module whose kernels did not fit the GPU
+# Blocks in float32 (True) and in other types, one stage each. Those of queries, keys and values take 48 KiB at head
+# size 128, and 32 in the backward pass of other types. In float32, PyTorch's own for that pass are small already.
+_SMALL = {
+    False: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "num_stages": 1}
+    | {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32},
+    True: {"fwd_BLOCK_M": 32, "fwd_BLOCK_N": 32, "num_stages": 1},
+}
 _NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 
 
@@ -52,6 +60,20 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
     if window is not None:
         seen &= columns > columns.unsqueeze(1) - window
     return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+
+
+def choose_attention(language_model: Any, implementation: str, *, small_blocks: bool) -> None:
+    """Have a language model of transformers compute attention in this way from now on.
+
+    Args:
+        language_model: of the backbone.
+        implementation: its name in transformers.
+        small_blocks: FlexAttention works in blocks that fit any GPU.
+    """
+    if language_model.config._attn_implementation != implementation:
+        language_model.config._attn_implementation = implementation
+    for layer in language_model.layers if small_blocks else ():
+        setattr(layer.self_attn, SMALL_BLOCKS, True)
 
 
 def register() -> None:
@@ -133,7 +155,8 @@ def _flex(
     """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
     attend = _flex_kernel(query.is_cuda and not torch.compiler.is_compiling())
     grouped = query.shape[1] != key.shape[1]
-    kernel = _kernel_options(query.dtype) if query.is_cuda else None
+    small = getattr(module, SMALL_BLOCKS, False)
+    kernel = _kernel_options(query.dtype, small_blocks=small) if query.is_cuda else None
     out = attend(
         query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped,
         kernel_options=kernel,
@@ -141,11 +164,13 @@ def _flex(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _kernel_options(dtype: torch.dtype) -> Any:
+def _kernel_options(dtype: torch.dtype, *, small_blocks: bool = False) -> Any:
     """Of FlexAttention on a GPU, for its type of numbers."""
     # For fewer than 128 tokens, which batches in one row never have, PyTorch takes its kernel for decoding, compiled
     # apart; that of PyTorch 2.14 refuses blocks of 128 queries where four heads share a key.
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if small_blocks:
+        return options | _SMALL[dtype == torch.float32]
     if dtype == torch.float32 and _shared_memory() < _FLOAT32_NEEDS:
         options |= {"fwd_BLOCK_M": 64, "fwd_num_stages": 2}  # 72 KiB; with fewer stages alone it is 113
     return options

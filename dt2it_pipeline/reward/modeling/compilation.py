@@ -49,6 +49,12 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
         layer.forward = _without_base(torch.compile(layer.forward, dynamic=True, options=_options()))
 
 
+def release_layers(layers: Iterable[nn.Module]) -> None:
+    """Take layers out of torch.compile again, in place."""
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function under torch.compile, for inputs of any length; its code is kept, and counted, as that of layers."""
     use_private_cache()

@@ -15,19 +15,96 @@ import re
 import shutil
 import sys
 import sysconfig
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from dt2it_pipeline.engines.device import DeviceError
+from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
 
 _LEAST_CAPABILITY = (7, 0)  # of a card that Triton makes kernels for
 # Of a card for which PyTorch has block sizes of FlexAttention. Cards before Ampere have no bfloat16 either, and for
 # float32 the sizes that PyTorch 2.13 takes there need 192 KiB of shared memory, of which they have 64 or 96.
 _LEAST_FOR_FLEX = (8, 0)
-_TOO_LARGE = re.compile(r"out of resource: .*?Required: ?(\d+),? ?Hardware limit: ?(\d+)", re.DOTALL)
+# As Triton 3.9 words it, and PyTorch 2.13 where it has loaded a kernel by itself: then the kernel is named.
+_TOO_LARGE = re.compile(r"out of resource: (.*?),?\s+Required: ?(\d+),? ?Hardware limit: ?(\d+)", re.DOTALL)
+_UNITS = {"threads": "threads", "tensor memory": "columns of tensor memory"}  # bytes of shared memory otherwise
+_MOST_CHARACTERS = 200  # of an error that a message quotes
+_FAILED = "No valid triton configs"  # of PyTorch, whatever stood in the way of a kernel
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a model computes with.
+
+    Attributes:
+        attention: implementation of the language model's attention, by its name in transformers.
+        compiled: whether layers are put through torch.compile.
+        small_blocks: whether FlexAttention works in blocks that fit any GPU, which are slower.
+    """
+
+    attention: str
+    compiled: bool
+    small_blocks: bool = False
+
+    def lesser(self, attention: str | None, compile: Literal["auto"] | bool) -> Kernels | None:
+        """What asks less of a GPU, where a kernel did not fit it; None where the settings leave nothing.
+
+        FlexAttention works in smaller blocks first. Then what a setting leaves open is done without kernels of Triton.
+
+        Args:
+            attention: the setting; None and auto leave it open.
+            compile: the setting; auto leaves it open.
+        """
+        if self.attention == FLEX and not self.small_blocks:
+            return replace(self, small_blocks=True)
+        opened = attention in (None, "auto") and self.attention == FLEX
+        less = Kernels(
+            attention="sdpa" if opened else self.attention,
+            compiled=self.compiled and compile != "auto",
+            small_blocks=self.small_blocks and not opened,
+        )
+        return None if less == self else less
+
+    def in_words(self) -> str:
+        """For a message.
+
+        >>> Kernels("flex", True, small_blocks=True).in_words(), Kernels("sdpa", False).in_words()
+        ('attention flex in small blocks, compiled layers', 'attention sdpa, layers that are not compiled')
+        """
+        blocks = " in small blocks" if self.small_blocks else ""
+        layers = "compiled layers" if self.compiled else "layers that are not compiled"
+        return f"attention {self.attention}{blocks}, {layers}"
+
+
+def kernels_for(
+    attention: str | None,
+    compile: Literal["auto"] | bool,
+    device: torch.device,
+    *,
+    trains: bool = False,
+    fallbacks: int = 0,
+) -> Kernels:
+    """What a model computes with on a device.
+
+    Args:
+        attention: the setting.
+        compile: the setting.
+        device: where the model lies.
+        trains: whether gradients go through it.
+        fallbacks: how often kernels did not fit the GPU, each time with what `Kernels.lesser` had given.
+
+    Raises:
+        DeviceError: a setting cannot be met there.
+    """
+    compiled = compiles(compile, device)
+    found = Kernels(attention_for(attention, device, compiled=compiled, trains=trains), compiled)
+    for _ in range(fallbacks):
+        found = found.lesser(attention, compile) or found
+    return found
 
 
 def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = False, trains: bool = False) -> str:
@@ -56,27 +133,46 @@ def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = 
     return "sdpa" if old or compile_fault(device.type) else FLEX
 
 
-def kernel_fault(error: BaseException, section: str) -> DeviceError | None:
-    """What to set where a compiled kernel needs more shared memory than the GPU has; None for any other error.
+def kernel_error(reason: str, section: str) -> DeviceError:
+    """The error where settings leave nothing that asks less of the GPU.
 
     Args:
-        error: of a forward or backward pass, as Triton 3.9 or PyTorch 2.13 words it.
+        reason: of `kernel_fault`.
         section: of the recipe, which has the settings.
+    """
+    return DeviceError(
+        f"{reason}: set {section}.attention: sdpa; where it is another kernel than that of attention, "
+        f"{section}.compile: false"
+    )
+
+
+def kernel_fault(error: BaseException) -> str | None:
+    """Why a kernel cannot be had for the GPU; None for any other error.
+
+    Args:
+        error: of a forward or backward pass.
 
     Examples:
         >>> words = "out of resource: shared memory, Required: 131074, Hardware limit: 101376. Reducing block sizes"
-        >>> str(kernel_fault(RuntimeError(words), "training")).partition(":")[0]
+        >>> kernel_fault(RuntimeError(words))
         'a compiled kernel needs 129 KiB of shared memory, and this GPU has 99'
-        >>> kernel_fault(RuntimeError("out of memory"), "training")
+        >>> kernel_fault(RuntimeError("out of memory"))
     """
-    found = _TOO_LARGE.search(str(error))
-    if found is None:
+    if found := _TOO_LARGE.search(str(error)):
+        name, needed, there = found.group(1), int(found.group(2)), int(found.group(3))
+        if unit := _UNITS.get(name):
+            return f"a compiled kernel needs {needed:,} {unit}, and this GPU has {there:,}"
+        return (
+            f"a compiled kernel needs {math.ceil(needed / 1024)} KiB of shared memory, and this GPU has {there // 1024}"
+        )
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch._dynamo is not loaded for an error of another kind
+    if _FAILED not in str(error) and not kinds & {"BackendCompilerFailed", "PTXASError"}:
         return None
-    needed, there = (int(number) / 1024 for number in found.groups())
-    return DeviceError(
-        f"a compiled kernel needs {math.ceil(needed)} KiB of shared memory, and this GPU has {there:.0f}: set "
-        f"{section}.attention: sdpa; where it is another kernel than that of attention, {section}.compile: false"
-    )
+    if ran_out(error):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
+    return f"PyTorch cannot compile a kernel for this device ({said[:_MOST_CHARACTERS]})"
 
 
 def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:

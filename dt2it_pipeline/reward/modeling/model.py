@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
@@ -40,7 +40,9 @@ from dt2it_pipeline.reward.families import FAMILIES, Family  # noqa: E402
 from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     BLOCKS,
     FLEX,
+    SMALL_BLOCKS,
     TAKE_MASKS,
+    choose_attention,
     in_blocks,
     last_layer,
     layer_mask,
@@ -48,8 +50,8 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
 )
 from dt2it_pipeline.reward.modeling.backbone import load_backbone, load_weight_by_weight  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
-from dt2it_pipeline.reward.modeling.compilation import compile_layers  # noqa: E402
-from dt2it_pipeline.reward.modeling.device import attention_for  # noqa: E402
+from dt2it_pipeline.reward.modeling.compilation import compile_layers, release_layers  # noqa: E402
+from dt2it_pipeline.reward.modeling.device import Kernels, kernels_for  # noqa: E402
 from dt2it_pipeline.reward.modeling.vision_attention import segment_inputs  # noqa: E402
 from dt2it_pipeline.storage.permissions import follow_umask  # noqa: E402
 
@@ -96,6 +98,7 @@ class RewardNetwork(nn.Module):
         self.compiled = False
         self.follows_card = False  # inputs are read as the card says, which the processor's files do not
         self._sharing: bool | None = None
+        self._asked: tuple[str | None, Literal["auto"] | bool] = None, False  # settings `attention` and `compile`
 
     @property
     def config(self) -> Any:
@@ -122,7 +125,9 @@ class RewardNetwork(nn.Module):
         dtype: torch.dtype | None = None,
         attention: str | None = None,
         device: str | torch.device = "cpu",
-        compile: bool = False,
+        compile: Literal["auto"] | bool = False,
+        fallbacks: int = 0,
+        trains: bool = False,
         each: Callable[[str, nn.Parameter], None] | None = None,
     ) -> Self:
         """Load a reward model of ours or of another trainer: whole weights, or an adapter with its base model.
@@ -144,6 +149,9 @@ class RewardNetwork(nn.Module):
                 `attention.layer_mask`. None or `auto`: the one that suits the device.
             device: where the weights are put as they are read.
             compile: put layers through torch.compile; the first batches then take about a minute, later ones less.
+                auto: where the device is a GPU that can compile.
+            fallbacks: how often kernels did not fit the GPU; see `kernels_for`.
+            trains: whether gradients go through the attention.
             each: called with the name of each weight of the backbone and the weight, as soon as it is in its place.
                 Weights come one after the other then, and `each` may divide them among ranks: the whole backbone is
                 never there.
@@ -160,11 +168,11 @@ class RewardNetwork(nn.Module):
             raise no_head(parts.folder)
         device = torch.device(device)
         dtype = weight_type("auto", device) if dtype is None else dtype
-        chosen = attention_for(attention, device, compiled=compile)
+        kernels = kernels_for(attention, compile, device, trains=trains, fallbacks=fallbacks)
         if each is None and parts.base_model is None:
-            backbone = load_backbone(parts.backbone, family, dtype, chosen, device)
+            backbone = load_backbone(parts.backbone, family, dtype, kernels.attention, device)
         else:
-            backbone = load_weight_by_weight(parts, family, dtype, chosen, device, each)
+            backbone = load_weight_by_weight(parts, family, dtype, kernels.attention, device, each)
         card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
         if not card and parts.processor != parts.folder and (parts.processor / CARD).exists():
             # An adapter on a reward model of ours is read by its processor's files, which this card describes.
@@ -182,10 +190,36 @@ class RewardNetwork(nn.Module):
             hidden = model.head.in_features
             model.head.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
         model.head.to(device)
-        if compile:
+        model._asked = attention, compile
+        if kernels.compiled:
             compile_layers(model.called_whole())
             model.compiled = True
+        model._use(kernels)
         return model
+
+    @property
+    def kernels(self) -> Kernels:
+        """What the network computes with."""
+        first = self.model.language_model.layers[0].self_attn
+        return Kernels(self.attention, self.compiled, getattr(first, SMALL_BLOCKS, False))
+
+    def fall_back(self) -> Kernels | None:
+        """Compute with what asks less of the GPU from now on, after a kernel did not fit it.
+
+        Returns:
+            What that is; None where the settings that the network was loaded with leave nothing.
+        """
+        less = self.kernels.lesser(*self._asked)
+        if less is not None:
+            self._use(less)
+        return less
+
+    def _use(self, kernels: Kernels) -> None:
+        """Compute with `kernels`; layers may be taken out of torch.compile, not put into it."""
+        choose_attention(self.model.language_model, kernels.attention, small_blocks=kernels.small_blocks)
+        if self.compiled and not kernels.compiled:
+            release_layers(self.called_whole())
+            self.compiled = False
 
     def called_whole(self) -> list[nn.Module]:
         """Decoder layers and blocks of the vision encoder that a forward pass calls as modules, not part by part."""

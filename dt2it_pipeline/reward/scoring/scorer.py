@@ -30,7 +30,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_table,
 )
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.device import compiles, kernel_fault
+from dt2it_pipeline.reward.modeling.device import kernel_error, kernel_fault
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
 from dt2it_pipeline.reward.training.distributed import Alone
@@ -87,7 +87,7 @@ class Scorer:
                 dtype=weight_type(precision, self.device),
                 attention=attention,
                 device=self.device,
-                compile=compiles(compile, self.device),
+                compile=compile,
             )
             self.model = made.eval().requires_grad_(False)
         folder = self.model.source
@@ -109,13 +109,35 @@ class Scorer:
     ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
         """Score responses.
 
+        Where a compiled kernel does not fit the GPU, they are scored with what asks less of it, as a log line says.
+
         Args:
             prompts: rows of a prompts table by prompt_id.
             responses: (response_id, prompt_id, text), ids unique.
 
         Returns:
             Scores by response_id, as float32 computed them; and reason and detail of every response without one.
+
+        Raises:
+            DeviceError: a kernel does not fit the GPU, and the settings leave nothing else.
+            ScoringError: memory does not suffice for one sequence.
         """
+        while True:
+            try:
+                return self._score(prompts, responses)
+            except Exception as error:
+                reason = kernel_fault(error)
+                if reason is None:
+                    raise
+                less = self.model.fall_back()
+                if less is None:
+                    raise kernel_error(reason, "scoring") from error
+            logging.getLogger(__name__).warning("%s; scoring goes on with %s", reason, less.in_words())
+
+    def _score(
+        self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
+    ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
+        """Score all responses with the kernels that the model computes with now."""
         registry = ImageRegistry(
             self.processor.image_processor, self.media_root, self.max_pixels, self.processor.video_processor
         )
@@ -224,9 +246,7 @@ class Scorer:
             self._score_at_once(members, registry, table, scores, faults)
             return
         except Exception as error:
-            if fault := kernel_fault(error, "scoring"):
-                raise fault from error
-            if not ran_out(error):
+            if kernel_fault(error) or not ran_out(error):
                 raise
             if len(members) == 1:
                 tokens = len(members[0][0])

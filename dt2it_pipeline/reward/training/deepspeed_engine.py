@@ -13,7 +13,6 @@ from dt2it_pipeline.config.sections.training import LoraSettings, TrainingSettin
 from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.reward.checkpoints.checkpoint import HEAD, shards_of
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 _ADAMW = "adamw"
 
 
-def load_network(base_model: str, settings: TrainingSettings, seed: int, device: torch.device) -> RewardNetwork:
+def load_network(
+    base_model: str, settings: TrainingSettings, seed: int, device: torch.device, fallbacks: int = 0
+) -> RewardNetwork:
     """Load a base model to be trained, with its vision encoder frozen and on the device.
 
     Under ZeRO-3 each weight of the language model is divided among the ranks as soon as it is read, an adapter's update
@@ -35,11 +36,11 @@ def load_network(base_model: str, settings: TrainingSettings, seed: int, device:
         settings: of the training.
         seed: of the head, where the model has none.
         device: that the rank computes on.
+        fallbacks: how often kernels did not fit the GPU; see `kernels_for`.
     """
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
-    compiled, dtype = compiles(settings.compile, device), weight_type(settings.precision, device)
-    attention = attention_for(settings.attention, device, compiled=compiled, trains=True)
+    dtype = weight_type(settings.precision, device)
     divide = _Divider(settings, dtype) if zero_stage(settings.deepspeed_config) == 3 else None
 
     def divide_language(name: str, parameter: torch.nn.Parameter) -> None:
@@ -47,8 +48,8 @@ def load_network(base_model: str, settings: TrainingSettings, seed: int, device:
             divide(parameter)
 
     model = RewardNetwork.from_pretrained(
-        base_model, new_head_seed=seed, dtype=dtype, attention=attention, device=device, compile=compiled,
-        each=None if divide is None else divide_language,
+        base_model, new_head_seed=seed, dtype=dtype, attention=settings.attention, device=device,
+        compile=settings.compile, fallbacks=fallbacks, trains=True, each=None if divide is None else divide_language,
     )  # fmt: skip
     model.freeze_vision()
     return model

@@ -48,8 +48,9 @@ class TrainJob(Job):
         settings: the recipe's section `training`.
         seed: of the order of pairs, of the head's and adapters' first values, and of who is held out.
         sources: what the card says of the pairs' sources, by name.
-        micro_batch: in the place of that of the settings, after memory ran out; see out_of_memory.py. States of the
+        micro_batch: in the place of that of the settings, after memory ran out; see restarts.py. States of the
             training before are gone on from.
+        fallbacks: how often kernels did not fit the GPU, so that less is asked of it; see there, too.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.reward.training.train:run"
@@ -65,6 +66,7 @@ class TrainJob(Job):
     seed: int
     sources: dict[str, Provenance] = Field(default_factory=dict)
     micro_batch: MicroBatch | None = None
+    fallbacks: int = Field(0, ge=0)
 
     @property
     def imports(self) -> str:

@@ -19,7 +19,8 @@ setting):
 A state to resume from is written every `save_steps` steps. It belongs to the pairs, their labels, strengths and lists,
 the base model, the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk
 training ends with an error that names the path, the last whole state is kept, and a new start goes on from it. Where
-memory runs out, whoever launches trainings starts it once more, with half the micro-batch: out_of_memory.py.
+memory runs out, or a compiled kernel does not fit the GPU, whoever launches trainings starts it again, with half the
+micro-batch or with what asks less of the GPU: restarts.py.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.memory import peak_memory, ran_out
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.memory import count_parameters, training_memory
-from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error
+from dt2it_pipeline.reward.training.restarts import Place, memory_error, note_fallback
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     from dt2it_pipeline.engines.device import finds_gpu
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if finds_gpu() else "cpu")
-    from dt2it_pipeline.reward.modeling.device import kernel_fault
+    from dt2it_pipeline.reward.modeling.device import kernel_error, kernel_fault, kernels_for
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
 
@@ -93,8 +94,12 @@ def run(job: TrainJob, report: Reporter) -> Summary:
             place.saves("the checkpoint")
             trainer.save(job.output, summary)
         except Exception as error:
-            if fault := kernel_fault(error, "training"):
-                raise fault from error
+            if reason := kernel_fault(error):
+                asked = job.settings.attention, job.settings.compile
+                now = kernels_for(*asked, group.device, trains=True, fallbacks=job.fallbacks)
+                if less := now.lesser(*asked):
+                    note_fallback(job, reason, less.in_words())
+                raise kernel_error(reason, "training") from error
             if not ran_out(error):
                 raise
             raise memory_error(job, place, group.rank, group.size, error) from error

@@ -30,7 +30,7 @@ from dt2it_pipeline.reward.training import checkpointing, validation
 from dt2it_pipeline.reward.training.deepspeed_engine import TrainedWeights, load_network, make_engine, reading
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import Place
+from dt2it_pipeline.reward.training.restarts import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, examples_per_step
 from dt2it_pipeline.reward.training.step_metrics import Tally
 from dt2it_pipeline.reward.training.tracking import Tracker, copy_files, require_packages, untracked
@@ -61,7 +61,7 @@ class Trainer:
         self.clock, self.compiled_before = preparation.stopwatch(), compiled_so_far()
         self.base_digest = checkpointing.BaseDigest(str(job.base_model), group)
         torch.manual_seed(self.seed)
-        self.model = load_network(job.base_model, settings, self.seed, group.device)
+        self.model = load_network(job.base_model, settings, self.seed, group.device, job.fallbacks)
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         folder = self.model.source
         assert folder is not None  # a loaded model has one

@@ -29,7 +29,7 @@ from dt2it_pipeline.reward.training import checkpointing, validation
 from dt2it_pipeline.reward.training.batches import BatchStream, ExampleBatches, Fault, Planned, loader_workers
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import Place
+from dt2it_pipeline.reward.training.restarts import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, micro_batches
 from dt2it_pipeline.reward.training.step_metrics import ExampleSizes
 

@@ -17,7 +17,7 @@ from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.too_long import too_long
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error
+from dt2it_pipeline.reward.training.restarts import Place, memory_error
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.atomic import write_parquet

@@ -22,7 +22,7 @@ from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error
+from dt2it_pipeline.reward.training.restarts import Place, launch_training, memory_error
 from dt2it_pipeline.reward.training.train import run, weights_digest
 from dt2it_pipeline_tests.support.training_jobs import FORKS, changed, log_of, with_settings
 

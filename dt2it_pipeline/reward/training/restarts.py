@@ -1,10 +1,14 @@
-"""What a training does where memory runs out: it is started again, once, with a smaller micro-batch.
+"""What a training does where memory runs out, or a compiled kernel does not fit the GPU: it is started again.
 
 A rank whose memory ran out cannot go on, since the others wait for it within an exchange. So its process ends with a
 `TrainingError`, and leaves a note in the work folder. `launch_training` finds the note and launches the job once more
 with half the micro-batch, from its last saved state. A step has the same pairs as before, over more forward passes, so
 that the result differs by rounding alone, and with `lora.dropout` by what dropout draws. The note stays with the
 states: a training that is killed later goes on in the same way, and says so at each start. Both go when it is done.
+
+The same is done where a kernel of torch.compile cannot be had for the GPU, as on a small card: the job is launched
+again with FlexAttention in smaller blocks, and once more with PyTorch's own attention and layers that are not compiled,
+as far as the settings leave it open. Results differ by rounding alone.
 
 A process that a signal ended (the kernel's, where the machine's memory ran out) leaves no note, and is not started
 again. No torch here: who launches trainings does without.
@@ -31,7 +35,7 @@ from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.storage import content_ids
 from dt2it_pipeline.storage.atomic import StoreError, write_json_atomic
 
-_NOTE = "out_of_memory.json"
+_NOTE, _FALLBACKS = "out_of_memory.json", "kernel_fallbacks.json"
 _LEAST_TOKENS = 16  # of the setting micro_batch_tokens
 _SOURCE = re.compile(r"^\[enforce fail at [^]]*\] .*?\. (?=\w)")  # where PyTorch's allocator for a CPU says it was
 _logger = logging.getLogger(__name__)
@@ -82,37 +86,64 @@ def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: Base
     return TrainingError(f"memory ran out {where} ({reason}){halved}; {_advice(job.settings, place, ranks)}")
 
 
+def note_fallback(job: TrainJob, reason: str, less: str) -> None:
+    """Leave a note for `launch_training` that less is to be asked of the GPU, one step further than the job did.
+
+    Args:
+        job: that was run.
+        reason: why a kernel cannot be had.
+        less: what the job is to compute with.
+    """
+    note = {"settings": _digest(job), "fallbacks": job.fallbacks + 1, "reason": reason, "less": less}
+    with contextlib.suppress(OSError, StoreError):  # the error says what to do without it
+        write_json_atomic(note, job.work / _FALLBACKS)
+
+
 def launch_training(job: TrainJob, launch: Callable[[TrainJob], Summary], say: Callable[[str], None]) -> Summary:
-    """Launch a training, and once more with half the micro-batch where memory ran out.
+    """Launch a training, and again where memory ran out or a kernel did not fit the GPU.
+
+    It is launched once more with half the micro-batch, and as often as there is less to ask of the GPU.
 
     Args:
         job: as the recipe asks for it.
         launch: runs a job in processes of its own, to its end.
-        say: is handed one line for the log where the micro-batch is made smaller.
+        say: is handed one line for the log where the job is changed.
 
     Raises:
-        Exception: what `launch` raises, at the second time where it is called twice.
+        Exception: what `launch` raises, at the last time where it is called several times.
     """
-    chosen = _as_noted(job, say)
-    try:
-        return launch(chosen)
-    except Exception:
-        smaller = chosen if chosen.micro_batch is not None else _as_noted(job, say)
-        if smaller.micro_batch == chosen.micro_batch:
-            raise
-    return launch(smaller)
+    chosen = _as_noted(job, job, say)
+    while True:
+        try:
+            return launch(chosen)
+        except Exception:
+            changed = _as_noted(job, chosen, say)
+            if changed == chosen:
+                raise
+        chosen = changed
 
 
-def _as_noted(job: TrainJob, say: Callable[[str], None]) -> TrainJob:
-    """The job with the micro-batch of the note in its work folder; as it is where there is none of these settings."""
+def _as_noted(job: TrainJob, before: TrainJob, say: Callable[[str], None]) -> TrainJob:
+    """The job as the notes in its work folder ask for it, where they are of these settings.
+
+    Args:
+        job: as the recipe asks for it.
+        before: as it was run last; what differs from it is handed to `say`.
+        say: see `launch_training`.
+    """
+    halved, fallbacks = before.micro_batch or _noted_micro_batch(job, say), _noted_fallbacks(job, before, say)
+    return job.model_copy(update={"micro_batch": halved, "fallbacks": fallbacks})
+
+
+def _noted_micro_batch(job: TrainJob, say: Callable[[str], None]) -> MicroBatch | None:
     file = job.work / _NOTE
     note = _read(file)
     try:
         if note.get("settings") != _digest(job):
-            return job
+            return None
         smaller = MicroBatch.model_validate(note["micro_batch"])
     except (KeyError, ValidationError):
-        return job
+        return None
     lora = job.settings.lora
     differs = "rounding and by what dropout draws" if lora is not None and lora.dropout else "rounding alone"
     say(
@@ -120,7 +151,20 @@ def _as_noted(job: TrainJob, say: Callable[[str], None]) -> TrainJob:
         f"half the micro-batch, {smaller.in_words()}: each step has the same pairs, so that the result differs by "
         f"{differs}. Later starts with these settings do the same; with more memory, remove {file} first"
     )
-    return job.model_copy(update={"micro_batch": smaller})
+    return smaller
+
+
+def _noted_fallbacks(job: TrainJob, before: TrainJob, say: Callable[[str], None]) -> int:
+    file = job.work / _FALLBACKS
+    note = _read(file)
+    count = note.get("fallbacks")
+    if note.get("settings") != _digest(job) or not isinstance(count, int) or count <= before.fallbacks:
+        return before.fallbacks
+    say(
+        f"{note.get('reason')}; training goes on from its last saved state with {note.get('less')}: the result differs "
+        f"by rounding alone. Later starts with these settings do the same; on another GPU, remove {file} first"
+    )
+    return count
 
 
 def _half(settings: TrainingSettings, place: Place) -> MicroBatch:
