@@ -72,8 +72,8 @@ def choose_attention(language_model: Any, implementation: str, *, small_blocks: 
     """
     if language_model.config._attn_implementation != implementation:
         language_model.config._attn_implementation = implementation
-    for layer in language_model.layers if small_blocks else ():
-        setattr(layer.self_attn, SMALL_BLOCKS, True)
+    for layer in language_model.layers:
+        setattr(layer.self_attn, SMALL_BLOCKS, small_blocks)
 
 
 def register() -> None:

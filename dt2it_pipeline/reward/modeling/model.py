@@ -200,8 +200,8 @@ class RewardNetwork(nn.Module):
     @property
     def kernels(self) -> Kernels:
         """What the network computes with."""
-        first = self.model.language_model.layers[0].self_attn
-        return Kernels(self.attention, self.compiled, getattr(first, SMALL_BLOCKS, False))
+        layer = self.model.language_model.layers[0]
+        return Kernels(self.attention, self.compiled, getattr(layer.self_attn, SMALL_BLOCKS, False))
 
     def fall_back(self) -> Kernels | None:
         """Compute with what asks less of the GPU from now on, after a kernel did not fit it.

@@ -73,6 +73,18 @@ def test_small_cards_have_smaller_blocks_in_float32(
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_blocks_fit_any_card_and_each_other(dtype: torch.dtype) -> None:
+    given = _kernel_options(dtype, small_blocks=True)
+    numbers = {False: (64, 64, 64, 64), True: (16, 16, 16, 16)}[dtype == torch.float32]  # PyTorch's own
+    rows = [given.get(f"bwd_BLOCK_{name}", own) for name, own in zip(("M1", "N1", "M2", "N2"), numbers, strict=True)]
+    size = 128 * dtype.itemsize  # bytes of a row of queries, keys or values
+    forward = (given["fwd_BLOCK_M"] + 2 * given["fwd_BLOCK_N"]) * size
+    backward = max(2 * rows[0] + 2 * rows[1], 2 * rows[2] + 2 * rows[3]) * size  # and of gradients
+    assert given["num_stages"] == 1 and max(forward, backward) <= 48 * 1024
+    assert rows[1] % rows[0] == 0 and rows[2] % rows[3] == 0  # as the kernel of the backward pass asks for
+
+
 def test_blocks_of_queries_leave_out_what_none_of_them_sees() -> None:
     segment = torch.tensor([[0] * 300 + [1] * 100 + [2] * 100, [0] * 290 + [1] * 90 + [2] * 100 + [-1] * 20])
     seen = sees(segment, torch.zeros_like(segment), torch.arange(500).expand(2, -1))

@@ -15,9 +15,17 @@ from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling import device
 from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
-from dt2it_pipeline.reward.modeling.device import attention_for, compile_fault, compiles, kernel_fault
+from dt2it_pipeline.reward.modeling.device import (
+    Kernels,
+    attention_for,
+    compile_fault,
+    compiles,
+    kernel_error,
+    kernel_fault,
+)
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline_tests.support.small_card import NEED
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import gradient_tolerance, score_tolerance
 
@@ -117,18 +125,62 @@ def test_cards_without_blocks_for_flex_get_sdpa(
     assert attention_for("flex", CUDA) == "flex"  # who asks for it gets it
 
 
-@pytest.mark.parametrize("words", [  # of Triton, and of PyTorch's InductorError
-    "out of resource: shared memory, Required: 131074, Hardware limit: 101376. Reducing block sizes or `num_stages` "
-    "may help.",
-    "RuntimeError: No valid triton configs. \nOutOfMemoryError: out of resource: triton_tem_fused_flex_attention_1\n"
-    "Required: 131074 Hardware limit:101376 Reducing block sizes or `num_stages` may help.",
+@pytest.mark.parametrize(("words", "reason"), [  # of Triton, and of PyTorch's InductorError
+    ("out of resource: shared memory, Required: 131074, Hardware limit: 101376. Reducing block sizes or `num_stages` "
+     "may help.", NEED),
+    ("RuntimeError: No valid triton configs. \nOutOfMemoryError: out of resource: triton_tem_fused_flex_attention_1\n"
+     "Required: 131074 Hardware limit:101376 Reducing block sizes or `num_stages` may help.", NEED),
+    ("out of resource: threads, Required: 1536, Hardware limit: 1024.",
+     "a compiled kernel needs 1,536 threads, and this GPU has 1,024"),
+    ("No valid triton configs. PTXASError: PTXAS error: ptxas fatal: Value 'sm_121a' is not defined",
+     "PyTorch cannot compile a kernel for this device (No valid triton configs. PTXASError: PTXAS error: ptxas fatal: "
+     "Value 'sm_121a' is not defined)"),
 ])  # fmt: skip
-def test_a_kernel_that_does_not_fit_the_card_is_one_sentence(words: str) -> None:
-    assert str(kernel_fault(RuntimeError(words), "scoring")) == (
-        "a compiled kernel needs 129 KiB of shared memory, and this GPU has 99: set scoring.attention: sdpa; where it "
-        "is another kernel than that of attention, scoring.compile: false"
-    )
+def test_a_kernel_that_cannot_be_had_is_one_sentence(words: str, reason: str) -> None:
+    assert kernel_fault(RuntimeError(words)) == reason
     assert not ran_out(RuntimeError(words))  # smaller batches would not help
+    assert str(kernel_error(reason, "scoring")) == (
+        f"{reason}: set scoring.attention: sdpa; where it is another kernel than that of attention, "
+        "scoring.compile: false"
+    )
+
+
+def test_what_a_compiler_fails_at_is_no_matter_of_memory() -> None:
+    def compile(raises: Exception) -> Exception:
+        def backend(*_: Any) -> Any:
+            raise raises
+
+        torch.compiler.reset()
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
+            torch.compile(torch.sin, backend=backend)(torch.ones(2))
+        return caught.value
+
+    assert kernel_fault(compile(OSError("cannot find -lcuda"))) == (
+        "PyTorch cannot compile a kernel for this device (OSError: cannot find -lcuda)"
+    )
+    memory = compile(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert kernel_fault(memory) is None and ran_out(memory)
+    assert kernel_fault(ValueError("No image")) is None
+
+
+ASKED: list[tuple[str | None, Any, list[Kernels]]] = [  # settings, and what is fallen back to from flex, compiled
+    ("auto", "auto", [Kernels("flex", True, small_blocks=True), Kernels("sdpa", False)]),
+    (None, True, [Kernels("flex", True, small_blocks=True), Kernels("sdpa", True)]),
+    ("flex", "auto", [Kernels("flex", True, small_blocks=True), Kernels("flex", False, small_blocks=True)]),
+    ("flex", True, [Kernels("flex", True, small_blocks=True)]),
+]
+
+
+@pytest.mark.parametrize(("attention", "compile", "expected"), ASKED)
+def test_only_what_settings_leave_open_is_fallen_back_from(
+    attention: str | None, compile: Any, expected: list[Kernels]
+) -> None:
+    found, now = list[Kernels](), Kernels("flex", True)
+    while (less := now.lesser(attention, compile)) is not None:
+        found.append(now := less)
+    assert found == expected
+    assert Kernels("sdpa", True).lesser("sdpa", "auto") == Kernels("sdpa", False)
+    assert Kernels("sdpa", False).lesser("auto", "auto") is None
 
 
 def test_attention_on_a_cpu() -> None:

@@ -18,11 +18,13 @@ from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
 from dt2it_pipeline.reward.errors import ScoringError
+from dt2it_pipeline.reward.modeling.device import Kernels
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.small_card import NEED, no_kernels
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 
@@ -222,12 +224,35 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(
     with pytest.raises(ScoringError, match=r"one sequence of \d+ tokens .*lower scoring.tokens_per_batch"):
         scorer(model, root).score(prompts, responses)
 
-    def does_not_fit(*_: Any) -> None:
-        raise RuntimeError("out of resource: shared memory, Required: 131074, Hardware limit: 101376.")
 
-    monkeypatch.setattr(type(model), "forward", does_not_fit)
-    with pytest.raises(DeviceError, match=r"this GPU has 99: set scoring\.attention: sdpa"):
-        scorer(model, root).score(prompts, responses)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_kernels_that_do_not_fit_the_gpu_are_done_without(
+    base: Callable[..., Path], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    root, prompts, responses = world
+    (tmp_path / "checkpoint").mkdir()
+    loaded(base()).save_pretrained(tmp_path / "checkpoint")
+
+    def made(attention: str, compile: Any) -> Scorer:
+        limits = {"max_length": 512, "max_pixels": 65536, "tokens_per_batch": 4096}
+        return Scorer(tmp_path / "checkpoint", root, **limits, attention=attention, compile=compile)  # type: ignore[arg-type]
+
+    expected, _ = made("sdpa", False).score(prompts, responses)
+    no_kernels(monkeypatch, "compiled")
+    small = made("auto", "auto")
+    assert small.model.kernels == Kernels("flex", compiled=True)
+    assert small.score(prompts, responses) == (expected, {})
+    assert small.model.kernels == Kernels("sdpa", compiled=False)
+    assert [record.getMessage() for record in caplog.records if NEED in record.getMessage()] == [
+        f"{NEED}; scoring goes on with attention flex in small blocks, compiled layers",
+        f"{NEED}; scoring goes on with attention sdpa, layers that are not compiled",
+    ]
+    assert small.score(prompts, responses) == (expected, {})
+    assert caplog.text.count(NEED) == 2  # what does not fit is not tried again
+
+    with pytest.raises(DeviceError, match=rf"{NEED}: set scoring\.attention: sdpa; .*scoring\.compile: false"):
+        made("auto", True).score(prompts, responses)  # who asks for compiled layers gets no others
 
 
 @pytest.mark.numerics

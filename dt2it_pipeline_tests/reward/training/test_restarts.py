@@ -1,5 +1,5 @@
-"""What a training does where memory runs out. Trainings and their processes are real; only the error is made, at a
-forward pass of many rows (support/small_memory.py).
+"""What a training does where memory runs out, or a kernel does not fit the GPU. Trainings and their processes are real;
+only the error is made, at a forward pass of many rows (support/small_memory.py) or by the compiler (small_card.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
-from dt2it_pipeline.reward.training.restarts import Place, launch_training, memory_error
+from dt2it_pipeline.reward.training.restarts import Place, launch_training, memory_error, note_fallback
 from dt2it_pipeline.reward.training.train import run, weights_digest
+from dt2it_pipeline_tests.support.small_card import NEED, no_kernels
 from dt2it_pipeline_tests.support.training_jobs import FORKS, changed, log_of, with_settings
 
 NOTE = "out_of_memory.json"
@@ -139,16 +140,60 @@ def test_weights_that_cannot_be_saved_are_not_tried_again(
     assert not (job.work / NOTE).exists()
 
 
-def test_a_kernel_that_does_not_fit_the_card_is_not_tried_with_less(
+def test_without_kernels_that_fit_the_gpu_the_training_is_that_of_sdpa(
     job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*given: Any, **named: Any) -> None:
-        raise RuntimeError("out of resource: shared memory, Required: 131074, Hardware limit: 101376.")
+    settings = {"max_steps": 2, "save_steps": 1}
+    plain = changed(job, "plain", tmp_path, attention="sdpa", compile=False, **settings)
+    run(plain, [].append)
+    no_kernels(monkeypatch, "run")
+    jobs, lines = list[TrainJob](), list[str]()
 
-    monkeypatch.setattr(RewardNetwork, "forward", fails)
-    with pytest.raises(DeviceError, match=r"this GPU has 99: set training\.attention: sdpa"):
-        run(changed(job, "out", tmp_path, max_steps=1), [].append)
-    assert not (job.work / NOTE).exists()
+    def launch(job: TrainJob) -> Summary:
+        jobs.append(job)
+        return run(job, [].append)
+
+    small = changed(job, "small", tmp_path, **settings)
+    launch_training(small, launch, lines.append)
+    assert [each.fallbacks for each in jobs] == [0, 1, 2]
+    note = small.work / "kernel_fallbacks.json"
+    assert lines == [
+        f"{NEED}; training goes on from its last saved state with attention {less}: the result differs by rounding "
+        f"alone. Later starts with these settings do the same; on another GPU, remove {note} first"
+        for less in ("flex in small blocks, compiled layers", "sdpa, layers that are not compiled")
+    ]
+    assert weights_digest(small.output) == weights_digest(plain.output)
+
+
+def test_a_kernel_that_is_asked_for_and_does_not_fit_the_gpu_ends_the_training(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_kernels(monkeypatch, "compiled")
+    job = changed(job, "out", tmp_path, max_steps=1, attention="sdpa", compile=True)
+    with pytest.raises(DeviceError, match=rf"{NEED}: set training\.attention: sdpa; .*training\.compile: false"):
+        launch_training(job, lambda job: run(job, [].append), [].append)
+    assert not list(job.work.glob("*.json"))
+
+
+def test_a_start_after_a_fallback_asks_as_much_as_the_last_one(job: TrainJob) -> None:
+    job.work.mkdir()
+    jobs, lines = list[TrainJob](), list[str]()
+    note_fallback(job, NEED, "attention sdpa")
+    memory_error(job, FULL, 0, 1, MemoryError())
+
+    def launch(job: TrainJob) -> Summary:
+        jobs.append(job)
+        return {}
+
+    launch_training(job, launch, lines.append)
+    assert (jobs[-1].fallbacks, jobs[-1].micro_batch) == (1, MicroBatch(pairs=2)) and len(lines) == 2
+    other = with_settings(job, micro_batch_size=8)
+    launch_training(other, launch, lines.append)
+    for content in ("{", "[]", json.dumps({"fallbacks": "1"})):
+        (job.work / "kernel_fallbacks.json").write_text(content)
+        (job.work / NOTE).unlink(missing_ok=True)
+        launch_training(job, launch, lines.append)
+    assert [each.fallbacks for each in jobs[1:]] == [0, 0, 0, 0] and len(lines) == 2
 
 
 @pytest.fixture
