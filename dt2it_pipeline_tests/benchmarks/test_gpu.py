@@ -122,6 +122,17 @@ def test_a_change_runs_the_cases_that_it_concerns_again(tmp_path: Path) -> None:
         cases_of("tiny", arguments().parse_args(["--cases", "train", *changes[2:]]), cuda=False)
 
 
+def test_every_change_of_the_docs_is_one_that_the_command_takes(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "results" / "speed.md").read_text(encoding="utf-8")
+    text += (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    changes = set(re.findall(r"\b(?:training|scoring)\.[a-z_.]+=[^\s`\",;)]+", text))
+    assert {"training.loader_workers=0", "scoring.attention=sdpa"} <= changes and len(changes) > 12
+    for change in sorted(changes):
+        given = arguments().parse_args(["--work", str(tmp_path), "--cases", "train,score", "--also", change])
+        labels = [each.label for each in cases_of("qwen3-vl-2b", given, cuda=True)]
+        assert labels[-1].endswith(change.partition(".")[2])
+
+
 def test_a_case_is_stopped_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "case"
     program.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/child\nwait\n", encoding="utf-8")

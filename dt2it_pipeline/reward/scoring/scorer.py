@@ -100,7 +100,7 @@ class Scorer:
         self.max_length = length_limit(max_length, self.model.config.text_config)
         self.tokens_per_batch = tokens_per_batch
         self._store = FeatureStore(self.model, self.device, vision_disk_gib * 2**30) if vision_disk_gib else None
-        self._halved = False
+        self._halved, self._ahead = False, True
         self.processor = processor
         self.prompt_encoder = PromptEncoder(folder, None, processor)
 
@@ -120,7 +120,7 @@ class Scorer:
 
         Raises:
             DeviceError: a kernel does not fit the GPU, and the settings leave nothing else.
-            ScoringError: memory does not suffice for one sequence.
+            ScoringError: memory does not suffice for one sequence, or for the images of a batch.
         """
         while True:
             try:
@@ -163,8 +163,8 @@ class Scorer:
         broken: Mapping[int, MediaError] = {}
         if used and self._store is not None:
             kept, broken = self._store.keep(registry, used, Alone())
-        if kept is None and used and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
-            table, broken = encode_images(self.model, registry, used, self.device)
+        if kept is None and used and self._ahead and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
+            table, broken = self._encode_ahead(registry, used)
         rows = self._without(rows, broken, faults)
         scores: dict[str, float] = {}
         threads = 0 if table is not None else threads_for(self.device)
@@ -175,7 +175,7 @@ class Scorer:
                 if isinstance(found, FeatureTable):
                     features = found
                 elif found:
-                    features, broken = feature_table(self.model, registry, found, self.device)
+                    features, broken = self._encode(registry, found)
                     whole = self._without(batch, broken, faults)
                 if whole:
                     self._score_batch(whole, registry, features, scores, faults)
@@ -192,6 +192,35 @@ class Scorer:
         if kept is not None:
             return kept.table(used, self.device)
         return [read_patches(registry, chunk, self.device) for chunk in chunks(registry, used)]
+
+    def _encode_ahead(
+        self, registry: ImageRegistry, images: list[int]
+    ) -> tuple[FeatureTable | None, Mapping[int, MediaError]]:
+        """Features of all images, and those that cannot be read; no features where memory does not suffice."""
+        try:
+            return encode_images(self.model, registry, images, self.device)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
+        self._ahead = False
+        logging.getLogger(__name__).warning(
+            "%s does not suffice for the features of %d images at once; each batch encodes its own", self._memory(),
+            len(images),
+        )  # fmt: skip
+        return None, {}
+
+    def _encode(self, registry: ImageRegistry, read: list[Patches]) -> tuple[FeatureTable, Mapping[int, MediaError]]:
+        """Features of a batch's images that have been read, and those that cannot be."""
+        try:
+            return feature_table(self.model, registry, read, self.device)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise ScoringError(
+                f"{self._memory()} does not suffice for the vision encoder and the images of one batch; lower "
+                "scoring.max_pixels or scoring.tokens_per_batch (options of `dt2it score`, too)"
+            ) from error
 
     def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[_Named]:
         """All responses of a prompt in one row, or in several where they would exceed the token budget.

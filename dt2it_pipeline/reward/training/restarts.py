@@ -182,6 +182,7 @@ def _advice(settings: TrainingSettings, place: Place, ranks: int) -> str:
         lower.append(f"training.micro_batch_size (now {settings.micro_batch_size})")
         lower.append(f"training.micro_batch_tokens (now {settings.micro_batch_tokens or 'without limit'})")
     lower.append(f"training.max_length (now {settings.max_length or 'the context of the base model'})")
+    lower.append(f"training.max_pixels (now {settings.max_pixels})")
     sets = [] if settings.gradient_checkpointing else ["training.gradient_checkpointing: true"]
     sets += [] if settings.lora is not None else ["training.lora"]
     stage, name = zero_stage(settings.deepspeed_config), settings.deepspeed_config

@@ -225,6 +225,35 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(
         scorer(model, root).score(prompts, responses)
 
 
+def test_images_that_do_not_fit_the_gpu_at_once_are_encoded_batch_by_batch(
+    base: Callable[..., Path], world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, prompts, responses = world
+    model = loaded(base())
+    expected, _ = scorer(model, root, TOKENS).score(prompts, responses)
+    computed, seen = type(model).encode_images, list[int]()
+
+    def encode_images(self: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return computed(self, pixels, grids)
+
+    monkeypatch.setattr(type(model), "encode_images", encode_images)
+    most = 10**9
+    scorer(model, root, TOKENS).score(prompts, responses)
+    most = max(seen) - 1
+    small = scorer(model, root, TOKENS)
+    for _ in range(2):
+        scores, faults = small.score(prompts, responses)
+        assert not faults and scores.keys() == expected.keys()
+        assert max(abs(scores[name] - expected[name]) for name in scores) < score_tolerance(model, TOKENS)
+    assert caplog.text.count("each batch encodes its own") == 1
+    most = 0
+    with pytest.raises(ScoringError, match=r"images of one batch; lower scoring\.max_pixels"):
+        small.score(prompts, responses)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_kernels_that_do_not_fit_the_gpu_are_done_without(
     base: Callable[..., Path], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

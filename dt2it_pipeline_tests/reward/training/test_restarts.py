@@ -228,6 +228,7 @@ def test_a_note_that_cannot_be_written_hides_nothing(job: TrainJob, tmp_path: Pa
 def test_what_a_smaller_micro_batch_cannot_help_is_not_tried_again(noted: Any, place: Place) -> None:
     message, smaller = noted(place)
     assert smaller is None and place.at in message and "training.max_length" in message
+    assert "training.max_pixels (now " in message
     assert ("a single pair or list did not fit" in message) == ("micro_batch" not in message) == bool(place.examples)
 
 
