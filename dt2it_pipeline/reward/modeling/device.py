@@ -103,7 +103,10 @@ def kernels_for(
     compiled = compiles(compile, device)
     found = Kernels(attention_for(attention, device, compiled=compiled, trains=trains), compiled)
     for _ in range(fallbacks):
-        found = found.lesser(attention, compile) or found
+        less = found.lesser(attention, compile)
+        if less is None:
+            break
+        found = less
     return found
 
 
