@@ -27,8 +27,8 @@ _QUERIES = 128  # in a block; shorter ones save little more and cost calls
 # 163 KiB. An RTX 3090, an RTX 4090 or an L4 has 99, which is enough for bfloat16 (96 KiB, backward 67 to 84).
 _FLOAT32_NEEDS = 148_224
 SMALL_BLOCKS = "small_blocks"  # attribute of an attention module whose kernels did not fit the GPU
-# Blocks in float32 (True) and in other types, one stage each. At head size 128 they take 37 and 40 KiB, and 33 and 32 in
-# the backward pass (compiled for compute capability 8.6); PyTorch's own of that pass in float32 are small already.
+# Blocks in float32 (True) and in other types, one stage each. At head size 128 they take 37 and 40 KiB, and 33 and 32
+# in the backward pass (compiled for compute capability 8.6). PyTorch's own of that pass in float32 are small already.
 _SMALL = {
     False: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "num_stages": 1}
     | {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32},
