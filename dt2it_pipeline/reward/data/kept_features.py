@@ -67,8 +67,7 @@ class FeatureStore:
         vision_encoder = model.model.visual
         self.dtype = next(vision_encoder.parameters()).dtype
         self.width = model.levels * model.config.text_config.hidden_size
-        self._encoder = [_FORMAT, *map(version, _LIBRARIES), device.type, model.compiled, _digest(vision_encoder)]
-        self._encoder.append(model.config.vision_config.to_json_string())
+        self._weights = _digest(vision_encoder)
         self._full = self._refused = False
 
     def keep(
@@ -129,8 +128,11 @@ class FeatureStore:
 
     def folder(self, registry: ImageRegistry) -> Path:
         """Of the features that the encoder makes of images as this registry scales them."""
+        model = self.model  # which a kernel that does not fit the GPU may have taken out of torch.compile
+        encoder = [_FORMAT, *map(version, _LIBRARIES), self.device.type, model.compiled, self._weights]
+        encoder.append(model.config.vision_config.to_json_string())
         processors = [_as_json(each) for each in (registry.processor, registry.videos) if each is not None]
-        return self.root / content_ids.content_hash(self._encoder, processors, registry.size, registry.max_pixels)[:32]
+        return self.root / content_ids.content_hash(encoder, processors, registry.size, registry.max_pixels)[:32]
 
     def _fault(self, needed: int, taken: int, free: int) -> str | None:
         """Why so many bytes more cannot be kept, and what to do; None where they can."""

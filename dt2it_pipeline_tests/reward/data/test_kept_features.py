@@ -115,6 +115,15 @@ def test_another_encoder_or_size_has_features_of_its_own(world: World, encoded: 
         assert encoded == world.images, change
 
 
+def test_features_of_layers_that_are_no_longer_compiled_are_kept_apart(world: World, encoded: list[int]) -> None:
+    """As where a kernel does not fit the GPU, while the store lives on."""
+    store = world.store()
+    for compiled in (True, False, True):
+        world.model.compiled = compiled
+        store.keep(world.registry, world.images, Alone())
+    assert encoded == world.images * 2
+
+
 def test_weights_of_the_language_model_do_not_count(world: World, encoded: list[int]) -> None:
     """So that features serve the next round's model, which is trained from the same base."""
     world.keep()
