@@ -174,8 +174,8 @@ def kernel_fault(error: BaseException) -> str | None:
     if ran_out(error):
         return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
-    return f"PyTorch cannot compile a kernel for this device ({said[:_MOST_CHARACTERS]})"
+    first = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
+    return f"PyTorch cannot compile a kernel for this device ({first[:_MOST_CHARACTERS]})"
 
 
 def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
