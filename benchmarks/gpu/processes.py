@@ -48,7 +48,9 @@ def start(case: Case, until: float | None = None) -> dict[str, Any]:
     (place / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
     command = [sys.executable, "-m", "benchmarks.gpu.cases", str(place / "case.json")]
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    # What is kept between starts lies in --work, too, where the variable names no other home.
+    environment = {"DT2IT_HOME": str(Path(case.work) / "home")} | os.environ | WORKER_ENVIRONMENT
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     with log.open("w", encoding="utf-8") as output:
         code = _ended(
             subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True),

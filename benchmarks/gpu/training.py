@@ -48,7 +48,7 @@ def train(case: Case) -> Result:
     )
     with contextlib.suppress(_Enough):
         job.run(report)
-    made, _ = _training_result(case)
+    made, _ = _training_result(case, kept=settings.vision_disk_gib > 0)
     made.first = seen[0][0] - case.started
     counted = [pair for pair in itertools.pairwise(seen) if pair[0][1] >= case.warmup]
     made.rates = [(b[1] - a[1]) * settings.global_batch_size / (b[0] - a[0]) for a, b in counted]
@@ -79,15 +79,18 @@ def _watch_loading() -> list[float]:
     return total
 
 
-def _training_result(case: Case) -> tuple[Result, Sizes]:
-    """Tokens and FLOP of a pair in the layout that the settings ask for, and the sizes that they come from."""
+def _training_result(case: Case, *, kept: bool = False) -> tuple[Result, Sizes]:
+    """Tokens and FLOP of a pair in the layout that the settings ask for, and the sizes that they come from.
+
+    The vision encoder counts where it runs at every step: not where its output is cached, or `kept` on disk.
+    """
     settings, made = case.settings, case.result("pairs")
     registry, _, prompts, responses = encoded(
         case.base, case.data("training"), settings.max_pixels, settings.system_prompt
     )
     mean = sizes(registry, prompts, responses)
     made.tokens = mean.prompt * (1 if settings.shared_prefix else 2) + 2 * mean.response
-    runs = 0 if settings.cache_vision else 1
+    runs = 0 if settings.cache_vision or kept else 1
     per_parameter = 6 if settings.lora is None else 4
     made.decoder, made.encoder = flops(
         case.parameters, per_parameter, made.tokens, runs * mean.patches, runs * mean.image_tokens
