@@ -113,9 +113,11 @@ def _clean_preferences(evidence: Evidence, votes: pd.DataFrame, found: Any = Non
     if len(table := found.sensitivity):
         made.attrs["bounds"] = float(table["after_low"].min()), float(table["after_high"].max())
     if found.assumption is not None and len(found.sensitivity):
-        # Sides are in the order of the pairs that were cleaned; without an anchor that is all of them.
         shares = found.assumption.annotator_accuracy, found.assumption.right_where_they_err
-        made.attrs["assumed"] = shares, found.assumption.sides, found.sensitivity
+        sides = pd.Series(found.assumption.sides, found.pairs["pair_id"]).reindex(
+            evidence.pairs["pair_id"], fill_value=0
+        )
+        made.attrs["assumed"] = shares, sides.to_numpy(), found.sensitivity
     made.attrs["audited_too"] = bool(rows["outcome"].notna().all())
     return made
 

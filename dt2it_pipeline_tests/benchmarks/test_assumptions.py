@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.real_noise import baselines, duel
+from benchmarks.real_noise import baselines, duel, policies
 from benchmarks.real_noise.evidence import Evidence, NotApplicable
 from benchmarks.real_noise.measures import under_assumptions
 from benchmarks.real_noise.report import claims_under_assumptions
@@ -85,6 +85,17 @@ def test_records_of_a_run_have_what_claims_assume(tmp_path: Path) -> None:
     kinds = {record["scenario"]: set(record["against"]) for record in records}
     assert "that see no checked label" in kinds["all voters, audit"]
     assert kinds["all voters"] == {"all", "that do not relabel"}
+
+
+def test_too_few_trusted_pairs_are_no_anchor_and_sides_are_those_of_the_other_pairs(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "s", 100))
+    (scenario,) = [each for each in scenarios_of(given) if each.name == "all voters, audit"]
+    evidence = evidence_of(given, scenario, 0, 20)
+    made = policies.clean_preferences_trusted(evidence)
+    _, sides, _ = made.attrs["assumed"]
+    assert len(sides) == 100 and not sides[evidence.audited].any() and sides[~evidence.audited].all()
+    for_label = sides[~evidence.audited] > 0
+    assert made["probability"][~evidence.audited][for_label].mean() > made["probability"][~evidence.audited].mean()
 
 
 def test_side_regression_knows_sides_and_no_labels(tmp_path: Path) -> None:
