@@ -18,6 +18,7 @@ from benchmarks.real_noise.report import (
     assumed_claims,
     beaten,
     claims_summary,
+    claims_under_assumptions,
     harm_summary,
     losses,
     lost_by_chance,
@@ -102,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     audits = {each.name: each.audit for given_set in sets for each in scenarios(given_set)}
     print(f"\n### Claims\n\n{claims_summary(records, audits)}")
     print(f"\n### Claims without an audit\n\n{assumed_claims(records, audits)}")
+    print(f"\n### Claims without an anchor, and what they assume\n\n{claims_under_assumptions(records)}")
     print(f"\n### Mean claim, beside right claims\n\n{mean_claims(records, audits, plan.audited)}")
     print(f"\n### Lost to simple ones, by chance\n\n{lost_by_chance(records, audits)}")
     print(f"\n### Beaten by a simple baseline, beyond chance\n\n{beaten(records, OURS)}")

@@ -70,3 +70,24 @@ def audit_regression(evidence: Evidence) -> pd.DataFrame:
     features = np.column_stack([np.nan_to_num(evidence.margins), evidence.net, evidence.longer])
     model = LogisticRegression(C=1.0).fit(features[known], right)
     return by_probability(evidence, model.predict_proba(features)[:, 1], KEEP_PROBABILITY, calls)
+
+
+def side_regression(evidence: Evidence) -> pd.DataFrame:
+    """Logistic regression of the better side of the audited pairs, without their labels; it relabels all others.
+
+    Features: as `audit_regression`, in the direction of the label; no intercept, since neither side is better before
+    anything is known of it. So it knows what trusted pairs show, and not how right labels are. Surest where its
+    probability is farthest from one half.
+
+    Raises:
+        NotApplicable: there is no audit.
+    """
+    if evidence.audit is None:
+        raise NotApplicable("needs an audit")
+    features = np.column_stack([np.nan_to_num(evidence.margins), evidence.net, evidence.longer])
+    known = features[evidence.audited] * np.where(evidence.audited_right, 1.0, -1.0)[:, None]
+    sides = np.concatenate([np.ones(len(known)), np.zeros(len(known))])
+    both, once = np.concatenate([known, -known]), np.full(2 * len(known), 0.5)  # a pair in both directions counts once
+    model = LogisticRegression(C=1.0, fit_intercept=False).fit(both, sides, once)
+    odds = features @ model.coef_[0]
+    return answer(evidence, None, odds < 0, np.abs(odds), None, evidence.calls if evidence.judges else None)

@@ -22,6 +22,7 @@ from benchmarks.real_noise.measures import (
     lost_by_chance,
     measure,
     resample_counts,
+    under_assumptions,
 )
 from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
 
@@ -36,9 +37,12 @@ SIMPLE: Mapping[str, Method] = {
     "judges' majority": baselines.judges_majority,
     "audit regression": baselines.audit_regression,
 }
+# What only trusted pairs show: which side is better, and not how right labels are.
+OF_TRUSTED: Mapping[str, Method] = {"side regression": baselines.side_regression}
 RIVALS: Mapping[str, tuple[str, ...]] = {
     "all": tuple(SIMPLE),
     "that do not relabel": ("nothing", "drop, voters", "drop, judges", "drop, both"),
+    "that see no checked label": (*(name for name in SIMPLE if name != "audit regression"), "side regression"),
 }
 PUBLISHED: Mapping[str, Method] = {
     "LLM-Judge-R": prefcleanbench.llm_judge_r,
@@ -59,7 +63,7 @@ OURS: Mapping[str, Method] = {
     "clean_preferences, wanted": policies.clean_preferences_wanted,
     "clean_preferences, trusted": policies.clean_preferences_trusted,
 }
-METHODS: Mapping[str, Method] = {**SIMPLE, **PUBLISHED, **OURS}
+METHODS: Mapping[str, Method] = {**SIMPLE, **OF_TRUSTED, **PUBLISHED, **OURS}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
     of kept pairs as a method states it: estimate, low, high. One of the project's methods also has `against`, by kind
     of simple baselines: the best `rival`, the `advantage` over it, and `by_chance` and `if_alike`: numbers of the
     resamples in which a method that is as good as that rival counts as worse. Resamples of the same number draw the
-    same pairs of a set. `bounds` are those of a sensitivity table, over all its assumptions.
+    same pairs of a set. `bounds` are those of a sensitivity table, over all its assumptions, and `assumed` is a
+    `measures.Assumed` of the claim.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -129,7 +134,7 @@ def _one(
     label_right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)
     right = label_right[measured]
     answers: dict[str, pd.DataFrame] = {}
-    for name in dict.fromkeys([*SIMPLE, *plan.methods]):
+    for name in dict.fromkeys([*SIMPLE, *OF_TRUSTED, *plan.methods]):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -138,6 +143,7 @@ def _one(
             if name in plan.methods:
                 reasons.setdefault(name, []).append(error)
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
+    rivals = simple | {name: answers[name][measured] for name in OF_TRUSTED if name in answers}
     place = pd.Series(np.arange(len(given.pairs)), given.pairs["pair_id"])[evidence.pairs["pair_id"]].to_numpy()
     counts = resample_counts(len(given.pairs), plan.seed)[:, place[measured]]  # the same of all draws of a set
     for name in plan.methods:
@@ -147,11 +153,18 @@ def _one(
             stated = Stated(*attrs["after"], known[np.isfinite(known)]) if "after" in attrs else None
             found = measure(made, right, simple, plan.seed, plan.cost, stated)
             head = {"method": name, "pairs": len(right), "before": float(right.mean())}
-            against = {"against": _against(made, right, simple, counts, plan.seed)} if name in OURS else {}
+            assumes = {}
+            if "assumed" in attrs:
+                shares, sides, table = attrs["assumed"]
+                kept = made["keep"].to_numpy(dtype=bool)
+                under = under_assumptions(shares, sides[measured], table, made["probability"].to_numpy(), right, kept)
+                assumes = {} if under is None else {"assumed": asdict(under)}
+            against = {"against": _against(made, right, rivals, counts, plan.seed)} if name in OURS else {}
             yield (
                 head
                 | asdict(found)
                 | against
+                | assumes
                 | {key: attrs[key] for key in ("after", "wanted", "bounds") if key in attrs}
             )
 
@@ -167,10 +180,13 @@ def _against(
     own = resample_counts(len(label_right), seed)  # as for the interval of `measure`
     keep = made["keep"].to_numpy(dtype=bool)
     right, kept = label_right ^ made["flip"].to_numpy(dtype=bool), keep.astype(float)
-    found = {}
+    found: dict[str, Any] = {}
+    compared: list[set[str]] = []
     for kind, names in RIVALS.items():
-        others = at_same_share({name: simple[name] for name in names if name in simple}, label_right, int(keep.sum()))
-        if others:
+        there = {name: simple[name] for name in names if name in simple}
+        others = at_same_share(there, label_right, int(keep.sum()))
+        if others and set(others) not in compared:  # without an audit some kinds are the same baselines
+            compared.append(set(others))
             rival = best_of(others)
             lost = {
                 key: np.flatnonzero(lost_by_chance((right, kept), others, counts, alike=alike)).tolist()

@@ -53,8 +53,9 @@ def clean_preferences(evidence: Evidence) -> pd.DataFrame:
 
     `attrs["after"]` of the answer holds estimate, low and high of the label accuracy of kept pairs as it states them,
     `attrs["audited_too"]` whether these are all kept pairs or the ones that are not audited, `attrs["wanted"]` the
-    number of pairs on which it wants a verdict, and `attrs["bounds"]` the least and greatest of that accuracy over all
-    assumptions of its sensitivity table, where it has one.
+    number of pairs on which it wants a verdict. Where it has a sensitivity table, `attrs["bounds"]` has the least and
+    greatest of that accuracy over all its assumptions, and `attrs["assumed"]` the shares that the claim assumes, the
+    side that annotators prefer in each pair, and the table.
 
     Raises:
         NotApplicable: this version of the project has no such function.
@@ -111,6 +112,12 @@ def _clean_preferences(evidence: Evidence, votes: pd.DataFrame, found: Any = Non
     made.attrs["wanted"] = len(found.wanted)
     if len(table := found.sensitivity):
         made.attrs["bounds"] = float(table["after_low"].min()), float(table["after_high"].max())
+    if found.assumption is not None and len(found.sensitivity):
+        shares = found.assumption.annotator_accuracy, found.assumption.right_where_they_err
+        sides = pd.Series(found.assumption.sides, found.pairs["pair_id"]).reindex(
+            evidence.pairs["pair_id"], fill_value=0
+        )
+        made.attrs["assumed"] = shares, sides.to_numpy(), found.sensitivity
     made.attrs["audited_too"] = bool(rows["outcome"].notna().all())
     return made
 

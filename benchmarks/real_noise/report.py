@@ -292,6 +292,35 @@ def assumed_claims(records: Sequence[Record], scenarios: Mapping[str, bool]) -> 
     return "\n".join(lines)
 
 
+def claims_under_assumptions(records: Sequence[Record]) -> str:
+    """Per method: what its claims without an anchor assume, and how many are more than 5 points too high if it holds.
+
+    Args:
+        records: of `duel.run`; those without `assumed` are left out.
+    """
+    lines = [
+        "| method | draws | annotators right: assumed, observed | off by, absolute | labels right where they err: "
+        "assumed, observed | off by, absolute | claims more than 5 points too high | where the first holds "
+        "| where both hold | by the nearest row of the table | if both were as observed | greatest |",
+        "|---" * 12 + "|",
+    ]
+    for (method,), rows in grouped([r for r in records if "assumed" in r], "method").items():
+        found = [r["assumed"] for r in rows]
+        cells = [method, str(len(rows))]
+        for share in ("accuracy", "beside"):
+            cells.append(", ".join(_percent(mean(each[share][k] for each in found)) for k in (0, 1)))
+            cells.append(_percent(mean(abs(each[share][0] - each[share][1]) for each in found)))
+        first = [r for r in rows if r["assumed"]["first_holds"]]
+        both = [r for r in first if r["assumed"]["second_holds"]]
+        for part in (rows, first, both):
+            cells.append(f"{sum(r['overclaim'] > 0.05 for r in part)} of {len(part)}")
+        cells.append(f"{sum(each['nearest'] > 0.05 for each in found)} of {len(found)}")
+        corrected = [each["corrected"] for each in found]
+        cells += [f"{sum(each > 0.05 for each in corrected)} of {len(found)}", _signed(max(corrected))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def mean_claims(records: Sequence[Record], scenarios: Mapping[str, bool], audited: int, within: float = 0.02) -> str:
     """Per method, with an audit and without: errors of the mean claim, and of one that knows all but chance.
 

@@ -14,6 +14,7 @@ from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, 
 from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 if TYPE_CHECKING:
+    from dt2it_pipeline.curate.joint.sensitivity import Assumption
     from dt2it_pipeline.curate.joint.sums import Estimate
 
 PANEL = "Preference data"
@@ -238,10 +239,18 @@ def _clean_jointly(
         **counts,
         "label_accuracy": {"before": _numbers(before), "after": _numbers(after)},
         "wanted": len(cleaned.wanted),
+        "assumption": _assumed(cleaned.assumption),
         "sensitivity": cleaned.sensitivity.to_dict(orient="records"),
         "notes": list(cleaned.notes),
     }
     show(summary, lines, as_json=as_json)
+
+
+def _assumed(assumption: Assumption | None) -> dict[str, float] | None:
+    """The two shares of an assumption."""
+    if assumption is None:
+        return None
+    return {name: getattr(assumption, name) for name in ("annotator_accuracy", "right_where_they_err")}
 
 
 def _numbers(estimate: Estimate) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ import pandas as pd
 from dt2it_pipeline.curate.evidence_table import PairEvidence
 from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, GivenScores, PairFrame, ScoreFrame
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT
+from dt2it_pipeline.curate.joint.sensitivity import Assumption
 from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
 from dt2it_pipeline.curate.joint.sums import UNKNOWN, Estimate
 from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
@@ -62,6 +63,9 @@ class CleanedPreferences:
             `after_high`, between which the latter lies however often both err on the same pair, if labels that they
             leave open are right in a half of the pairs at least.
         notes: sentences: what is assumed, what was not used, why nothing was flipped.
+        assumption: without an anchor, what `label_accuracy` assumes: `annotator_accuracy`, how often voters and judges
+            together prefer the better side, and `right_where_they_err`, how often a label is right where they do not;
+            `sides` has which side they prefer in each pair. None: measured, or nothing can be used.
     """
 
     pairs: pd.DataFrame
@@ -69,6 +73,7 @@ class CleanedPreferences:
     wanted: pd.DataFrame
     sensitivity: pd.DataFrame
     notes: tuple[str, ...]
+    assumption: Assumption | None = field(default=None, repr=False)
     _sides: tuple[tuple[str, str], ...] = ()
     _known: _Known | None = field(default=None, repr=False, compare=False)
 
@@ -320,6 +325,7 @@ def clean_given(
         asked,
         sensitivity,
         (*unused.notes, *solution.notes),
+        solution.assumption if known else None,
         named,
         _Known(keys, sides, voters, margins, heard.votes),
     )

@@ -178,7 +178,8 @@ def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.Monke
         table = pairs.iloc[::-1][["pair_id"]].assign(outcome=outcome, probability=[0.6, 0.9, 0.95, 0.99], reason="")
         after = SimpleNamespace(estimate=0.95, low=0.9, high=0.99)
         accuracy = SimpleNamespace(before=after, after=after)
-        return SimpleNamespace(pairs=table, label_accuracy=accuracy, sensitivity=pd.DataFrame(), wanted=table.iloc[:1])
+        more = {"sensitivity": pd.DataFrame(), "wanted": table.iloc[:1], "assumption": None}
+        return SimpleNamespace(pairs=table, label_accuracy=accuracy, **more)
 
     monkeypatch.setattr(dt2it_pipeline, "clean_preferences", fake, raising=False)
     made = policies.clean_preferences(evidence)

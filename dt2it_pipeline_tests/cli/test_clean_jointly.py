@@ -45,8 +45,18 @@ def test_files_end_as_the_function_says(world: NoisyWorld, folder: Path) -> None
     counts = {name: int((outcomes["outcome"] == name).sum()) for name in ("kept", "flipped", "dropped")}
     assert counts == {name: summary[name] for name in counts} and counts["flipped"] > 30
     assert summary["label_accuracy"]["before"]["low"] < 0.7 < summary["label_accuracy"]["before"]["high"]
+    assert summary["assumption"] is None
     wanted = pd.read_parquet("out/wanted.parquet")
     assert len(wanted) == summary["wanted"] and set(wanted) == {"pair_id", "gain", "why"}
+
+
+def test_what_is_assumed_is_two_numbers_in_the_summary(world: NoisyWorld, folder: Path) -> None:
+    found = clean_preferences(world.pairs.assign(source="s"), world.scores, world.votes)
+    assert found.assumption is not None
+    assert json.loads(dt2it(*GIVEN, "--json"))["assumption"] == {
+        "annotator_accuracy": pytest.approx(found.assumption.annotator_accuracy, abs=1e-3),
+        "right_where_they_err": pytest.approx(found.assumption.right_where_they_err, abs=1e-3),
+    }
 
 
 def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -> None:

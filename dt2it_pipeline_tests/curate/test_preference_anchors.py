@@ -53,7 +53,20 @@ def test_without_an_anchor_the_range_of_assumptions_holds_the_truth() -> None:
     row = table.iloc[2]
     assert f"in 70%, between {row['after_low']:.0%} and {row['after_high']:.0%} of the labels that stay" in assumed
     assert "Fifty pairs that a person checks" in assumed
-    assert clean_preferences(world.pairs, world.scores, audit=world.audit(50)).sensitivity.empty
+    assert found.assumption is not None
+    right, beside = found.assumption.annotator_accuracy, found.assumption.right_where_they_err
+    assert (
+        f"the better one in {right:.0%} of the pairs" in assumed and f"{beside:.0%} of the labels are right" in assumed
+    )
+    # With both shares, and how often annotators agree with labels, the label accuracy is arithmetic.
+    agree = float((found.assumption.sides > 0).mean())
+    assert set(np.unique(found.assumption.sides)) == {-1, 1}
+    wrong_of_both = (1 - right) * (1 - beside)
+    claimed = (agree - wrong_of_both) + (1 - right) * beside
+    assert claimed == pytest.approx(found.label_accuracy.before.estimate, abs=0.002)
+    audited = clean_preferences(world.pairs, world.scores, audit=world.audit(50))
+    assert audited.sensitivity.empty and audited.assumption is None
+    assert clean_preferences(world.pairs).assumption is None
 
 
 def test_beside_trusted_pairs_labels_at_chance_stay_and_the_note_says_what_would_help() -> None:

@@ -1,6 +1,7 @@
 """What is measured of a method's answer: label accuracy, harm, honesty, cost, and against simple methods."""
 
 from benchmarks.real_noise.measures.answers import Measured, Stated, at_same_share, best_of, measure, utility
+from benchmarks.real_noise.measures.assumptions import Assumed, under_assumptions
 from benchmarks.real_noise.measures.attainable import (
     ClaimErrors,
     errors_of_audited_level,
@@ -26,6 +27,7 @@ from benchmarks.real_noise.measures.comparison import (
 )
 
 __all__ = [
+    "Assumed",
     "Calibration",
     "ClaimErrors",
     "Drawn",
@@ -48,5 +50,6 @@ __all__ = [
     "same_share",
     "squared_calibration_error",
     "stated_level_spread",
+    "under_assumptions",
     "utility",
 ]

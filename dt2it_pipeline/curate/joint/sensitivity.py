@@ -15,6 +15,8 @@ judges are right in 40 to 99%, and which of these it is the labels do not show.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -30,6 +32,42 @@ _NEGLIGIBLE = 1e-9  # evidence that speaks for neither side
 NOTED = 0.7  # the accuracy of ASSUMED that a note says the consequence of
 _LEAST_UNHEARD = 0.5  # of the labels that annotators leave open are right
 _SCALES = np.geomspace(1e-3, 1e3, 121)
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """What an estimate without an anchor assumes: two shares that nothing measures.
+
+    How often voters and judges agree with the labels is seen, so with these two the label accuracy is arithmetic.
+
+    Attributes:
+        annotator_accuracy: share of the pairs in which voters and judges together prefer the better side.
+        right_where_they_err: share of the labels that are right where they prefer the other side.
+        sides: int8 [n]: 1 where they are for the given label, -1 against it, 0 where they leave it open.
+    """
+
+    annotator_accuracy: float
+    right_where_they_err: float
+    sides: np.ndarray
+
+
+def assumption(evidence: Evidence, model: JointModel, label_right: np.ndarray) -> Assumption | None:
+    """What an estimate assumes of voters and judges; None where they are for or against no label, or cannot err.
+
+    Args:
+        evidence: of n pairs.
+        model: the fitted model.
+        label_right: float64 [n], probability that each label is right, by the estimate.
+    """
+    u = evidence.features @ model.mean[: evidence.features.shape[1]]
+    sides = ((u > _NEGLIGIBLE).astype(np.int8) - (u < -_NEGLIGIBLE)).astype(np.int8)
+    of_agree, of_disagree = label_right[sides > 0], label_right[sides < 0]
+    # Where they are against a right label, or for a wrong one, they err.
+    against_right, for_wrong = float(of_disagree.sum()), float((1 - of_agree).sum())
+    err = against_right + for_wrong
+    if not err:
+        return None
+    return Assumption(1 - err / (len(of_agree) + len(of_disagree)), against_right / err, sides)
 
 
 def sensitivity(

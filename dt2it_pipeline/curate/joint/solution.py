@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_opponents
 from dt2it_pipeline.curate.joint.decisions import (
@@ -32,7 +31,7 @@ from dt2it_pipeline.curate.joint.model import (
     JointModel,
     fit_joint_model,
 )
-from dt2it_pipeline.curate.joint.sensitivity import NOTED, sensitivity
+from dt2it_pipeline.curate.joint.sensitivity import NOTED, Assumption, assumption, sensitivity
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
 REASONS = (
@@ -139,6 +138,7 @@ class Solution:
         sensitivity: without an anchor, what follows if annotators are as accurate as `annotator_accuracy`; columns of
             `joint.sensitivity`.
         notes: sentences for the reader.
+        assumption: without an anchor, what the estimate assumes of annotators; None: with one, or nothing to go by.
     """
 
     evidence: Evidence
@@ -151,6 +151,7 @@ class Solution:
     gain: np.ndarray
     sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
+    assumption: Assumption | None = None
 
 
 def solve(observed: Observed, prices: Prices, label_accuracy: float | None = None, seed: int = 0) -> Solution:
@@ -178,13 +179,15 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
         decisions = decide(evidence, anchors, model, prices.bound, seed, without)
     decisions.outcome[observed.same_side] = DROPPED
     wanted, gain = _wanted(observed, evidence, model, decisions, prices)
-    assumed = pd.DataFrame()
+    table, assumed = pd.DataFrame(), None
     if not anchors.enough:
-        assumed = sensitivity(evidence, anchors, model, decisions, observed.draw)
-    notes += [doubt] if doubt else _sentences(evidence, model, decisions, anchors, assumed)
+        table = sensitivity(evidence, anchors, model, decisions, observed.draw)
+        if decisions.compared and not doubt:
+            assumed = assumption(evidence, model, decisions.label_right)
+    notes += [doubt] if doubt else _sentences(decisions, anchors, table, assumed)
     if len(trusted):
         notes.append(_likeness(evidence, model, decisions, trusted, audited=bool(np.any(anchors.checked))))
-    return Solution(evidence, anchors, model, decisions, prices, doubt, wanted, gain, assumed, tuple(notes))
+    return Solution(evidence, anchors, model, decisions, prices, doubt, wanted, gain, table, tuple(notes), assumed)
 
 
 def reasons_of(solution: Solution, same_side: np.ndarray) -> np.ndarray:
@@ -278,9 +281,7 @@ def _likeness(
     return text if audited else f"{text}. That it is as right there is assumed; fifty checked pairs would measure it"
 
 
-def _sentences(
-    evidence: Evidence, model: JointModel, decisions: Decisions, anchors: Anchors, assumed: pd.DataFrame
-) -> list[str]:
+def _sentences(decisions: Decisions, anchors: Anchors, table: pd.DataFrame, assumed: Assumption | None) -> list[str]:
     """What a reader must know about the result."""
     found = []
     seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
@@ -319,15 +320,14 @@ def _sentences(
             f"{decisions.retained:,} pairs below the bound stay: it cannot be shown that the others would be better "
             "labelled without them"
         )
-    if decisions.compared and len(assumed):
-        u = evidence.features @ model.mean[: evidence.features.shape[1]]
-        right = float(expit(np.abs(u[u != 0])).mean())
-        noted = assumed[assumed["annotator_accuracy"] == NOTED].iloc[0]
+    if assumed is not None and len(table):
+        noted = table[table["annotator_accuracy"] == NOTED].iloc[0]
         found.append(
             "the label accuracy is assumed, not measured: the estimate assumes that of two answers, voters and judges "
-            f"together prefer the better one in {right:.0%} of the pairs. If they did so in {NOTED:.0%}, between "
-            f"{noted['after_low']:.0%} and {noted['after_high']:.0%} of the labels that stay would be right, depending "
-            "on how often they and the label err on the same pair. Fifty pairs that a person checks, drawn at random, "
-            "would measure it"
+            f"together prefer the better one in {assumed.annotator_accuracy:.0%} of the pairs, and that where they "
+            f"prefer the other one, {assumed.right_where_they_err:.0%} of the labels are right. If they preferred the "
+            f"better one in {NOTED:.0%}, between {noted['after_low']:.0%} and {noted['after_high']:.0%} of the labels "
+            "that stay would be right, depending on how often they and the label err on the same pair. Fifty pairs "
+            "that a person checks, drawn at random, would measure both"
         )
     return found
