@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -272,7 +273,9 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
     """
     hidden: deque[str] = deque(maxlen=_REMEMBERED)
     shown = explained = False
+    started: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ending_together(started))
         status: Any = None
         if is_interactive() and not verbose:
             from rich.console import Console
@@ -289,6 +292,7 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
                 errors="replace",
             )
         )
+        started.append(process)
         assert process.stdout is not None
         for line in process.stdout:
             line = line.rstrip("\n")
@@ -312,3 +316,29 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
     if process.returncode and hidden and not explained:
         note("\n".join(["what was printed beside:", *hidden]))
     return process.returncode
+
+
+@contextlib.contextmanager
+def _ending_together(started: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    """Hand what asks this process to end, such as `timeout` or a scheduler, on to the one that it has started.
+
+    It ends in the same way behind the block, which is to wait for that process.
+    """
+    asked: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        asked.append(number)
+        if not started:
+            raise SystemExit(128 + number)
+        started[0].send_signal(number)
+
+    # One that is ignored stays so: that is what `nohup` is for.
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        os.kill(os.getpid(), asked[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
+from dt2it_pipeline_tests.support.processes import wait_until
 
 SMOKE = "configs/recipes/smoke.yaml"
 
@@ -215,6 +218,33 @@ def test_a_run_that_fails_without_a_reason_shows_what_was_printed(
     monkeypatch.setattr(pipeline, "_follow", lambda *_, **__: 7)
     message = failing("run", "construct", "--recipe", SMOKE, "--home", tmp_path)
     assert message.startswith("the job construct failed (exit code 7)")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_asks_a_run_to_end_reaches_dagster(tmp_path: Path, number: signal.Signals) -> None:
+    """`timeout 60 dt2it run ...` would leave the run behind."""
+    child = (
+        "import os, pathlib, signal, sys, time\n"
+        "def end(number, frame):\n"
+        "    pathlib.Path(sys.argv[1], 'ended').write_text(str(number))\n"
+        "    sys.exit(1)\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(number, end)\n"
+        "pathlib.Path(sys.argv[1], 'begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    run = (
+        "import os, signal, sys\n"
+        "from dt2it_pipeline.cli.pipeline import _follow\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP):\n"  # whatever started the tests may ignore them
+        "    signal.signal(number, signal.SIG_DFL)\n"
+        "_follow([sys.executable, '-c', *sys.argv[1:]], os.environ, verbose=False)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", run, child, tmp_path])
+    wait_until((tmp_path / "begun").exists, 60)
+    process.send_signal(number)
+    assert process.wait(30) == -number
+    assert (tmp_path / "ended").read_text() == str(int(number))
 
 
 @pytest.mark.heavy
