@@ -108,10 +108,7 @@ def cost_of(part: str, artifacts: Iterable[Artifact], more_seconds: float = 0.0)
 def _scoring(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Tallies of the judges of `judged_responses` that ask a model."""
     judges = metadata.get("judges")
-    if not isinstance(judges, Mapping):
-        return []
-    # Earlier versions wrote no kind; the judge that asks no model is named after its kind there, as recipes name it.
-    return [tally for name, tally in judges.items() if tally.get("kind", name) != _NO_MODEL]
+    return [one for one in judges.values() if one.get("kind") != _NO_MODEL] if isinstance(judges, Mapping) else []
 
 
 def _annotating(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -136,13 +136,6 @@ def test_cost_counts_calls_of_every_judge_that_asks_a_model_and_of_no_other(tmp_
     assert cost_of("round 0", [Artifact({}, annotated)]).judge_calls == len(rows)
 
 
-def test_tallies_without_a_kind_are_read_by_the_name_of_the_judge() -> None:
-    tallies = {"reference": {"calls": 5}, "likely": {"asked": 3}}  # as versions before the kind wrote them
-    assert cost_of("before the rounds", [Artifact({}, {"judges": tallies})]).judge_calls == 3
-    named = {"reference": {"kind": "endpoint", "asked": 2}, "truth": {"kind": "reference", "calls": 7}}
-    assert cost_of("before the rounds", [Artifact({}, {"judges": named})]).judge_calls == 2
-
-
 def test_what_an_estimate_rests_on() -> None:
     voted = {"audited_pairs": 1200, "trusted_pairs": 60}
     assert _rests_on(voted, anchored=True).startswith("an audit of 1,200 pairs and 60 trusted pairs")
