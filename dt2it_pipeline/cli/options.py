@@ -111,13 +111,15 @@ FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", m
 
 
 _ARTIFACTS = "artifacts"  # folder of all artifacts in a home
+_VERSION = re.compile("[0-9a-f]{32}|[0-9a-f]{40}")  # of an artifact, of a repository of the Hub
 _NAMED = re.compile(r"([^=/\\:]+)=(.+)")
 
 
 def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str]:
     """Values of `Models` by name: what stands before `=`, else the last part of the folder, id or URL.
 
-    Where that is a hash, of a version of an artifact or of a snapshot of the Hub, the name is that of what it is of.
+    Where that is a hash, of a version of an artifact or of a snapshot of the Hub, the name is that of what it is of. The
+    second version of one thing has the first characters of its hash, too.
 
     Raises:
         typer.BadParameter: a name comes twice, or is among `taken`.
@@ -126,6 +128,9 @@ def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str
     for text in given:
         match = None if Path(text).exists() else _NAMED.fullmatch(text)
         name, source = (match[1], match[2]) if match else (_name_of(text), text)
+        version = text.rstrip("/").rpartition("/")[2]
+        if not match and name in models and _VERSION.fullmatch(version):
+            name = f"{name} {version[:8]}"
         if name in models or name in taken:
             raise typer.BadParameter(f"--model {text}: the name {name!r} is taken; give another as NAME=MODEL")
         models[name] = source
@@ -141,12 +146,12 @@ def _name_of(model: str) -> str:
     ('small', 'localhost:8000')
     """
     parts = (str(Path(model).absolute()) if Path(model).exists() else model.rstrip("/")).split("/")
-    if len(parts) < 3 or not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{40}", parts[-1]):
+    if len(parts) < 3 or not _VERSION.fullmatch(parts[-1]):
         return parts[-1] or model
     if parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]
     above = parts[-4:-1] if _ARTIFACTS in parts[-4:-1] else parts[-2:-1]
-    return "/".join(above[above.index(_ARTIFACTS) + 1 :] if _ARTIFACTS in above else above)
+    return "/".join(above[above.index(_ARTIFACTS) + 1 :] if _ARTIFACTS in above else above) or parts[-1]
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, str]:

@@ -145,6 +145,7 @@ def ui(
 ) -> None:
     """Open the web UI (Dagster) on what has been run; end it with Ctrl-C."""
     from dt2it_pipeline.config.credentials import is_loopback
+    from dt2it_pipeline.config.recipe import load_recipe
 
     if not (is_loopback(host) or without_login):
         raise CommandError(
@@ -153,6 +154,7 @@ def ui(
             "127.0.0.1. Where the network itself lets nobody else in, add --without-login"
         )
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
+    load_recipe(chosen)  # else the server would start, and show the fault in place of the assets
     folder = home_folder(home).absolute()
     note(f"{recipe_in_words(chosen)}, artifact home {folder}")
     environment = _environment(folder, chosen)

@@ -40,8 +40,14 @@ def project_root() -> Path:
 
 
 def chosen_project() -> Path | None:
-    """The project that `DT2IT_PROJECT` or the working directory chooses; None where neither does."""
+    """The project that `DT2IT_PROJECT` or the working directory chooses; None where neither does.
+
+    Raises:
+        ConfigFileError: the variable names no folder.
+    """
     if given := os.environ.get("DT2IT_PROJECT"):
+        if not Path(given).is_dir():
+            raise ConfigFileError(f"DT2IT_PROJECT names {given}, and there is no such folder")
         return Path(given).absolute()
     here = Path.cwd()
     return next((f for f in (here, *here.parents) if any((f / "configs" / kind).is_dir() for kind in KINDS)), None)

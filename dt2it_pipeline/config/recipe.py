@@ -233,7 +233,8 @@ def chosen_recipe(path: str | Path | None = None) -> str:
 
 def is_chosen(path: str | Path | None = None) -> bool:
     """Whether an argument, `DT2IT_RECIPE` or a project chooses a recipe; else `load_recipe` loads the demo's."""
-    return bool(path or os.environ.get("DT2IT_RECIPE") or chosen_project())
+    project = chosen_project()
+    return bool(path or os.environ.get("DT2IT_RECIPE") or (project and (project / "configs").is_dir()))
 
 
 def recipe_path(name: str | Path) -> Path:

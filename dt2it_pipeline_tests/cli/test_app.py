@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from dt2it_pipeline.cli import app, main, terminal
+from dt2it_pipeline.cli.options import named_models
 from dt2it_pipeline.config.recipe import RecipeError
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 
@@ -166,3 +167,13 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
     assert "scoring" in shown.getvalue() and "5/10" in shown.getvalue() and "time left" in shown.getvalue()
     monkeypatch.setenv("CI", "true")
     assert not terminal.is_interactive()
+
+
+def test_versions_of_one_artifact_have_names_of_their_own() -> None:
+    first, second = (f"data/artifacts/reward_model/1/{letter * 32}" for letter in "ab")
+    assert named_models([first, second, "org/small"]) == {
+        "reward_model/1": first, "reward_model/1 bbbbbbbb": second, "small": "org/small"
+    }  # fmt: skip
+    assert list(named_models([f"artifacts/{'c' * 32}"])) == ["c" * 32]
+    with pytest.raises(typer.BadParameter, match="the name 'small' is taken"):
+        named_models(["org/small", "other/small"])

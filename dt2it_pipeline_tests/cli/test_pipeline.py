@@ -115,6 +115,14 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     assert note == f"recipe {demo} {nobody}, artifact home {tmp_path / 'home'}"
     (note,) = invoke("ui", "--home", "home", "--recipe", "demo").stderr.splitlines()
     assert note == f"recipe {demo}, artifact home {tmp_path / 'home'}"
+    assert "cannot read recipe" in failing("ui", "--recipe", "none")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path / "empty"))
+    assert invoke("check").exit_code == 1 and "none is chosen" in invoke("check").stdout
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path / "gone"))
+    for command in (("check",), ("ui",), ("run", "construct")):
+        assert f"DT2IT_PROJECT names {tmp_path / 'gone'}, and there is no such folder" in failing(*command)
+    monkeypatch.delenv("DT2IT_PROJECT")
     monkeypatch.chdir("mine")
     mine = tmp_path / "mine"
     (note,) = invoke("ui").stderr.splitlines()

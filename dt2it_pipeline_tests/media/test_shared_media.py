@@ -241,6 +241,7 @@ def test_what_this_machine_knows_stays(first: Store, tmp_path: Path) -> None:
 
 
 def test_a_root_outside_the_project_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path / "project"))
     for root in ("/mnt/shared/images.zip", None):
         origin = Origin("image", root, "prefix", root is None, "a.png")
