@@ -118,7 +118,7 @@ _NAMED = re.compile(r"([^=/\\:]+)=(.+)")
 def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str]:
     """Values of `Models` by name: what stands before `=`, else the last part of the folder, id or URL.
 
-    Where that is a hash, of a version of an artifact or of a snapshot of the Hub, the name is that of what it is of. The
+    Where that is a hash, of a version of an artifact or of a snapshot of the Hub, the name is that of what it is of. A
     second version of one thing has the first characters of its hash, too.
 
     Raises:
