@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,7 +163,7 @@ class Scorer:
         kept: KeptFeatures | None = None
         broken: Mapping[int, MediaError] = {}
         if used and self._store is not None:
-            kept, broken = self._store.keep(registry, used, Alone())
+            kept, broken = self._keep(self._store, registry, used)
         if kept is None and used and self._ahead and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
             table, broken = self._encode_ahead(registry, used)
         rows = self._without(rows, broken, faults)
@@ -189,9 +190,30 @@ class Scorer:
         Their features where these are `kept`.
         """
         used = [] if ahead else list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
-        if kept is not None:
-            return kept.table(used, self.device)
-        return [read_patches(registry, chunk, self.device) for chunk in chunks(registry, used)]
+        with self._fitting_images():
+            if kept is not None:
+                return kept.table(used, self.device)
+            return [read_patches(registry, chunk, self.device) for chunk in chunks(registry, used)]
+
+    def _keep(
+        self, store: FeatureStore, registry: ImageRegistry, images: list[int]
+    ) -> tuple[KeptFeatures | None, Mapping[int, MediaError]]:
+        """Features of all images on the disk, and those that cannot be read; no features where memory does not suffice.
+
+        The store encodes one image at a time, so that all at once would not fit either.
+        """
+        try:
+            return store.keep(registry, images, Alone())
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
+        self._store, self._ahead = None, False
+        logging.getLogger(__name__).warning(
+            "%s does not suffice for the vision encoder and one image; features are not kept, and each batch encodes "
+            "its own", self._memory(),
+        )  # fmt: skip
+        return None, {}
 
     def _encode_ahead(
         self, registry: ImageRegistry, images: list[int]
@@ -212,8 +234,14 @@ class Scorer:
 
     def _encode(self, registry: ImageRegistry, read: list[Patches]) -> tuple[FeatureTable, Mapping[int, MediaError]]:
         """Features of a batch's images that have been read, and those that cannot be."""
-        try:
+        with self._fitting_images():
             return feature_table(self.model, registry, read, self.device)
+
+    @contextlib.contextmanager
+    def _fitting_images(self) -> Iterator[None]:
+        """Turn memory that runs out into the error that names the settings to lower."""
+        try:
+            yield
         except Exception as error:
             if not ran_out(error):
                 raise

@@ -254,6 +254,47 @@ def test_images_that_do_not_fit_the_gpu_at_once_are_encoded_batch_by_batch(
         small.score(prompts, responses)
 
 
+def test_features_that_are_to_be_kept_and_do_not_fit_the_gpu_are_encoded_batch_by_batch(
+    base: Callable[..., Path], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    root, prompts, responses = world
+    model = loaded(base())
+    expected, _ = scorer(model, root, TOKENS).score(prompts, responses)
+    computed, passes = type(model).encode_images, iter(range(1000))
+
+    def encode_images(self: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        if next(passes) in fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return computed(self, pixels, grids)
+
+    def keeping() -> Scorer:
+        limits = {"max_length": 512, "max_pixels": 65536, "tokens_per_batch": TOKENS, "vision_disk_gib": 1.0}
+        return Scorer(model, root, **limits)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("DT2IT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(type(model), "encode_images", encode_images)
+    fails = range(1, 2)
+    made = keeping()
+    for _ in range(2):
+        scores, faults = made.score(prompts, responses)
+        assert not faults and scores.keys() == expected.keys()
+        assert max(abs(scores[name] - expected[name]) for name in scores) < score_tolerance(model, TOKENS)
+    assert caplog.text.count("features are not kept, and each batch encodes its own") == 1
+    fails = range(1000)
+    with pytest.raises(ScoringError, match=r"images of one batch; lower scoring\.max_pixels"):
+        keeping().score(prompts, responses)
+
+    fails = range(0)
+    keeping().score(prompts, responses)
+    for file in (tmp_path / "home").rglob("*"):
+        if file.is_file():
+            file.write_bytes(bytes(file.stat().st_size))  # damaged features are encoded again
+    fails = range(1000)
+    with pytest.raises(ScoringError, match=r"images of one batch; lower scoring\.max_pixels"):
+        keeping().score(prompts, responses)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_kernels_that_do_not_fit_the_gpu_are_done_without(
     base: Callable[..., Path], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
