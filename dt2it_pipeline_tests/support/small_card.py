@@ -17,16 +17,19 @@ from dt2it_pipeline.reward.modeling import compilation, device
 NEED = "a compiled kernel needs 129 KiB of shared memory, and this GPU has 99"
 
 
-def no_kernels(monkeypatch: pytest.MonkeyPatch, when: Literal["compiled", "run"]) -> None:
+def no_kernels(
+    monkeypatch: pytest.MonkeyPatch, when: Literal["compiled", "run"], fault: Exception | None = None
+) -> None:
     """Let settings that are left open be those of a GPU, and let every kernel fail.
 
     Args:
         monkeypatch: of the test.
         when: kernels fail as they are compiled, or as they are run.
+        fault: what they fail with; by default they ask for too much shared memory.
     """
     from triton.runtime.errors import OutOfResources
 
-    fault, compile = OutOfResources(131_074, 101_376, "shared memory"), torch.compile
+    fault, compile = fault or OutOfResources(131_074, 101_376, "shared memory"), torch.compile
 
     def fails(graph: Any, inputs: Any) -> Callable[..., Any]:
         if when == "compiled":

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import grp
 import hashlib
 import logging
 import os
 import platform
 import pwd
+import re
 import shutil
 import stat
 import tempfile
@@ -34,6 +36,11 @@ from dt2it_pipeline.storage.home import compiled_code
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _PLACE = "compiled"  # the folder that holds those of all users and processors
 _FEATURES = ("model name", "flags", "Features")  # lines of /proc/cpuinfo
+# Of a place that is full or may not be written to.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+# PyTorch compiles in processes of its own, too, and quotes the traceback of an error there. The last line counts.
+_NUMBERED = re.compile(r"^[\w.]+: \[Errno (\d+)\] .*\s*\Z", re.MULTILINE)
+_FULL = re.compile("No space left on device|Disk quota exceeded")  # as a compiler that is a program words it
 _logger = logging.getLogger(__name__)
 _held: set[tuple[Path, int]] = set()  # folders, each with the process that holds it
 
@@ -72,6 +79,60 @@ def use_private_cache() -> Path:
         )
     os.environ[VARIABLE] = str(folder)
     return folder
+
+
+def write_fault(error: BaseException) -> str | None:
+    """Why what torch.compile makes cannot be written, and what to do; None for any other error.
+
+    Args:
+        error: of a forward or backward pass.
+
+    Examples:
+        >>> write_fault(OSError(errno.ENOSPC, "No space left on device"))  # not of torch.compile
+    """
+    if not of_compiler(error):
+        return None
+    for inner in reversed(inner_errors(error)):
+        number = inner.errno if isinstance(inner, OSError) else None
+        if number is None and (found := _NUMBERED.search(str(inner))):
+            number = int(found[1])
+        if number is None and _FULL.search(str(inner)):
+            number = errno.ENOSPC
+        if number in _UNWRITABLE:
+            place = getattr(inner, "filename", None) or f"to {os.environ.get(VARIABLE)} or {tempfile.gettempdir()}"
+            return (
+                f"torch.compile cannot write {place}: {os.strerror(number)}; free space there or choose another folder "
+                f"({VARIABLE}, TMPDIR), and start again"
+            )
+    return None
+
+
+def of_compiler(error: BaseException) -> bool:
+    """Whether an error was raised inside torch.compile's compiler, whatever stood in its way.
+
+    Args:
+        error: of a forward or backward pass.
+    """
+    # By name: torch._dynamo is not loaded for an error of another kind.
+    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
+
+
+def inner_errors(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it, the first cause last.
+
+    Args:
+        error: of torch.compile's compiler, which names its cause in an attribute of its own, or any other.
+
+    Examples:
+        >>> inner_errors(ValueError(3))
+        [ValueError(3)]
+    """
+    found: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in found:
+        found.append(inner)
+        inner = getattr(inner, "inner_exception", None) or inner.__cause__
+    return found
 
 
 def _hold(folder: Path) -> None:

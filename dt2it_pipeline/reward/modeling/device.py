@@ -24,6 +24,7 @@ import torch
 from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
+from dt2it_pipeline.reward.modeling.compile_cache import inner_errors, of_compiler, write_fault
 
 _LEAST_CAPABILITY = (7, 0)  # of a card that Triton makes kernels for
 # Of a card for which PyTorch has block sizes of FlexAttention. Cards before Ampere have no bfloat16 either, and for
@@ -34,6 +35,7 @@ _TOO_LARGE = re.compile(r"out of resource: (.*?),?\s+Required: ?(\d+),? ?Hardwar
 _UNITS = {"threads": "threads", "tensor memory": "columns of tensor memory"}  # bytes of shared memory otherwise
 _MOST_CHARACTERS = 200  # of an error that a message quotes
 _FAILED = "No valid triton configs"  # of PyTorch, whatever stood in the way of a kernel
+_BROKEN = "CUDA error:"  # of PyTorch, where what ran before has ended the use of a GPU
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def kernel_error(reason: str, section: str) -> DeviceError:
 
 
 def kernel_fault(error: BaseException) -> str | None:
-    """Why a kernel cannot be had for the GPU; None for any other error.
+    """Why a kernel cannot be had for the GPU; None for any other error, such as of a full disk inside the compiler.
 
     Args:
         error: of a forward or backward pass.
@@ -168,10 +170,11 @@ def kernel_fault(error: BaseException) -> str | None:
         return (
             f"a compiled kernel needs {math.ceil(needed / 1024)} KiB of shared memory, and this GPU has {there // 1024}"
         )
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch._dynamo is not loaded for an error of another kind
-    if _FAILED not in str(error) and not kinds & {"BackendCompilerFailed", "PTXASError"}:
+    if _FAILED not in str(error) and not of_compiler(error) and type(error).__name__ != "PTXASError":
         return None
-    if ran_out(error):
+    # What passes is no reason to compute with less from here on: memory, a disk, a process whose CUDA is broken.
+    broken = any(_BROKEN in str(inner) for inner in inner_errors(error))
+    if broken or ran_out(error) or write_fault(error):
         return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)

@@ -31,6 +31,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_table,
 )
 from dt2it_pipeline.reward.errors import ScoringError
+from dt2it_pipeline.reward.modeling.compile_cache import write_fault
 from dt2it_pipeline.reward.modeling.device import kernel_error, kernel_fault
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
@@ -121,13 +122,16 @@ class Scorer:
 
         Raises:
             DeviceError: a kernel does not fit the GPU, and the settings leave nothing else.
-            ScoringError: memory does not suffice for one sequence, or for the images of a batch.
+            ScoringError: memory does not suffice for one sequence, or for the images of a batch; or what is compiled
+                cannot be written.
         """
         while True:
             try:
                 return self._score(prompts, responses)
             except Exception as error:
                 reason = kernel_fault(error)
+                if fault := write_fault(error):
+                    raise ScoringError(fault) from error
                 if reason is None:
                     raise
                 less = self.model.fall_back()

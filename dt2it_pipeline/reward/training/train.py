@@ -39,6 +39,7 @@ from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.memory import peak_memory, ran_out
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.memory import count_parameters, training_memory
 from dt2it_pipeline.reward.training.restarts import Place, memory_error, note_fallback
@@ -63,8 +64,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
         that it took longest, in this start (modeling/compile_time.py).
 
     Raises:
-        TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory
-            ran out.
+        TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, memory
+            ran out, or what is written, or compiled, finds a full disk.
         DeviceError: PyTorch cannot use the machine's GPU, there are fewer GPUs than ranks, or a kernel does not fit it.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
@@ -74,6 +75,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     from dt2it_pipeline.engines.device import finds_gpu
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if finds_gpu() else "cpu")
+    from dt2it_pipeline.reward.modeling.compile_cache import write_fault
     from dt2it_pipeline.reward.modeling.device import kernel_error, kernel_fault, kernels_for
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
@@ -100,6 +102,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
                 if less := now.lesser(*asked):
                     note_fallback(job, reason, less.in_words())
                 raise kernel_error(reason, "training") from error
+            if fault := write_fault(error):
+                raise TrainingError(fault) from error
             if not ran_out(error):
                 raise
             raise memory_error(job, place, group.rank, group.size, error) from error

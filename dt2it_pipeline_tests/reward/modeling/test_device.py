@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor.compile_worker.subproc_pool import SubprocException
+from torch._inductor.exc import CppCompileError
 
 from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling import device
 from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
+from dt2it_pipeline.reward.modeling.compile_cache import write_fault
 from dt2it_pipeline.reward.modeling.device import (
     Kernels,
     attention_for,
@@ -145,22 +150,66 @@ def test_a_kernel_that_cannot_be_had_is_one_sentence(words: str, reason: str) ->
     )
 
 
+def failed(raises: Exception) -> Exception:
+    """What torch.compile raises where its backend raises this."""
+
+    def backend(*_: Any) -> Any:
+        raise raises
+
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
+        torch.compile(torch.sin, backend=backend)(torch.ones(2))
+    return caught.value
+
+
 def test_what_a_compiler_fails_at_is_no_matter_of_memory() -> None:
-    def compile(raises: Exception) -> Exception:
-        def backend(*_: Any) -> Any:
-            raise raises
-
-        torch.compiler.reset()
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
-            torch.compile(torch.sin, backend=backend)(torch.ones(2))
-        return caught.value
-
-    assert kernel_fault(compile(OSError("cannot find -lcuda"))) == (
+    assert kernel_fault(failed(OSError("cannot find -lcuda"))) == (
         "PyTorch cannot compile a kernel for this device (OSError: cannot find -lcuda)"
     )
-    memory = compile(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    memory = failed(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert kernel_fault(memory) is None and ran_out(memory)
     assert kernel_fault(ValueError("No image")) is None
+
+
+def caused(by: Exception) -> Exception:
+    error = RuntimeError("a kernel was not loaded")
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("wrap", [lambda error: error, caused, failed])
+def test_a_disk_that_compiled_code_cannot_be_written_to_is_no_fault_of_a_kernel(number: int, wrap: Any) -> None:
+    error = failed(wrap(OSError(number, os.strerror(number), "/cache/a.py")))
+    assert kernel_fault(error) is None
+    assert write_fault(error) == (
+        f"torch.compile cannot write /cache/a.py: {os.strerror(number)}; free space there or choose another folder "
+        "(TORCHINDUCTOR_CACHE_DIR, TMPDIR), and start again"
+    )
+
+
+def test_a_full_disk_of_a_process_that_compiles_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/cache")
+    begins = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n'
+    full = "OSError: [Errno 28] No space left on device: '/cache/a'\n"
+    later = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    words = "/usr/bin/ld: final link failed: No space left on device"
+    for error in (SubprocException(begins + full, "sin"), CppCompileError(["g++", "a.cpp"], words)):
+        error = failed(error)
+        assert kernel_fault(error) is None
+        assert str(write_fault(error)).startswith("torch.compile cannot write to /cache or /")
+    other = failed(SubprocException(f"{begins}PermissionError: [Errno 13] a{later}{begins}ValueError: b\n", "sin"))
+    assert kernel_fault(other) is not None and write_fault(other) is None
+    missing = failed(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "ptxas"))
+    assert kernel_fault(missing) is not None and write_fault(missing) is None
+    assert write_fault(OSError(errno.ENOSPC, "of another file")) is None
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, caused])
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError])
+def test_a_gpu_that_has_failed_before_is_no_fault_of_a_kernel(kind: type[Exception], wrap: Any) -> None:
+    error = failed(wrap(kind("CUDA error: an illegal memory access was encountered")))
+    assert kernel_fault(error) is None and write_fault(error) is None
 
 
 ASKED: list[tuple[str | None, Any, list[Kernels]]] = [  # settings, and what is fallen back to from flex, compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,20 @@ def test_kernels_that_do_not_fit_the_gpu_are_done_without(
 
     with pytest.raises(DeviceError, match=rf"{NEED}: set scoring\.attention: sdpa; .*scoring\.compile: false"):
         made("auto", True).score(prompts, responses)  # who asks for compiled layers gets no others
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_full_disk_under_the_compiler_changes_no_kernels(
+    base: Callable[..., Path], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, prompts, responses = world
+    (tmp_path / "checkpoint").mkdir()
+    loaded(base()).save_pretrained(tmp_path / "checkpoint")
+    no_kernels(monkeypatch, "compiled", OSError(errno.ENOSPC, "No space left on device", "/cache/a"))
+    made = Scorer(tmp_path / "checkpoint", root, max_length=512, max_pixels=65536, tokens_per_batch=4096)
+    with pytest.raises(ScoringError, match=r"torch\.compile cannot write /cache/a: No space left on device; free"):
+        made.score(prompts, responses)
+    assert made.model.kernels == Kernels("flex", compiled=True)
 
 
 @pytest.mark.numerics

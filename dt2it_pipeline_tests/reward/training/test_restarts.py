@@ -4,6 +4,7 @@ only the error is made, at a forward pass of many rows (support/small_memory.py)
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,16 @@ def test_a_kernel_that_is_asked_for_and_does_not_fit_the_gpu_ends_the_training(
     no_kernels(monkeypatch, "compiled")
     job = changed(job, "out", tmp_path, max_steps=1, attention="sdpa", compile=True)
     with pytest.raises(DeviceError, match=rf"{NEED}: set training\.attention: sdpa; .*training\.compile: false"):
+        launch_training(job, lambda job: run(job, [].append), [].append)
+    assert not list(job.work.glob("*.json"))
+
+
+def test_a_full_disk_under_the_compiler_leaves_no_note(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_kernels(monkeypatch, "compiled", OSError(errno.ENOSPC, "No space left on device", "/cache/a"))
+    job = changed(job, "out", tmp_path, max_steps=1)
+    with pytest.raises(TrainingError, match=r"torch\.compile cannot write /cache/a: No space left on device; free"):
         launch_training(job, lambda job: run(job, [].append), [].append)
     assert not list(job.work.glob("*.json"))
 
