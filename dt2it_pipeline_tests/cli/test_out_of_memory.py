@@ -84,7 +84,7 @@ def test_a_training_goes_on_with_half_the_micro_batch(world: dict[str, Any], tra
     output = world["root"] / "halved"
     done = command(world["root"], WORKER, 350, *world["train"], output)
     assert done.returncode == 0, done.stderr
-    line, note = done.stderr.splitlines()[0], world["root"] / "halved.work" / "out_of_memory.json"
+    (_, line, *rest), note = done.stderr.splitlines(), world["root"] / "halved.work" / "out_of_memory.json"
     said = re.sub(r"(?<=tried to allocate ).*?(?=\); training)", "N", line)
     assert said == (
         "memory ran out at step 1, rank 0 of 1 (DefaultCPUAllocator: can't allocate memory: you tried to allocate N); "
@@ -92,7 +92,7 @@ def test_a_training_goes_on_with_half_the_micro_batch(world: dict[str, Any], tra
         "so that the result differs by rounding alone. Later starts with these settings do the same; with more memory, "
         f"remove {note} first"
     ), done.stderr
-    assert "memory" not in "".join(done.stderr.splitlines()[1:])
+    assert "memory" not in "".join(rest)
     assert json.loads(done.stdout)["micro_batch"] == "16 pairs" and not note.parent.exists()
     assert log_of(output)[0]["loss"] == pytest.approx(log_of(trained)[0]["loss"], abs=1e-5)
 
