@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
-from dt2it_pipeline.ingest.adapters.auto import NEEDED, reading
+from dt2it_pipeline.ingest.adapters.auto import NEEDED, read_by_name, reading
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_rows
@@ -51,7 +51,7 @@ class Proposal:
         others: other adapters that read as many rows, as `kind by adapter`.
         questions: what only the owner of the file can say, one sentence each.
         verdict: value of the verdict column -> side, as the user gave it.
-        same: the file's columns that have the names of our fields, and need no entry in the manifest.
+        same: the file's columns that are read by their names, and need no entry in the manifest.
     """
 
     kind: str
@@ -210,11 +210,15 @@ def _trials(rows: Sequence[Row]) -> Iterator[_Trial]:
         if columns is not None:
             same = tuple(name for name, column in columns.items() if name == column and name not in rows[0].columns)
             others = {name: column for name, column in columns.items() if name != column}
-            yield _Trial(kind, "auto", {**others, **rows[0].columns}, same)
+            mapped = {**others, **rows[0].columns}
+            prompt = read_by_name(replace(rows[0], columns=mapped)) if kind != "t2i" else ()
+            further = (name for name in prompt if name not in columns.values())
+            yield _Trial(kind, "auto", mapped, (*same, *further))
     for name in ADAPTERS:
         for kind in ADAPTERS[name].kinds:
             if name != "auto":
-                yield _Trial(kind, name, {})
+                there = (column for column in ADAPTERS[name].columns if column in rows[0].values)
+                yield _Trial(kind, name, {}, tuple(there))
 
 
 def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:

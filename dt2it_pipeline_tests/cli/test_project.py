@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -153,12 +154,25 @@ def test_a_teams_project_keeps_runs_in_postgres_and_no_password_in_a_file(tmp_pa
      "chosen = good, rejected = bad; by their names: question"),
     ({"question": "Q?", "chosen": "a", "rejected": "b"}, ("--column", "chosen=chosen"),
      "chosen = chosen; by their names: rejected, question"),
+    ({"conversations": [{"from": "human", "value": "Q?"}], "chosen": {"from": "gpt", "value": "a"},
+      "rejected": {"from": "gpt", "value": "b"}}, (), "by their names: chosen, rejected, conversations"),
+    ({"prompt": "Q?", "context": "It is so.", "chosen": "a", "rejected": "b"}, (),
+     "by their names: chosen, rejected, prompt, context"),
+    ({"prompt": "Q?", "context": "It is so.", "chosen": "a", "rejected": "b"}, ("--column", "question=prompt"),
+     "question = prompt; by their names: chosen, rejected"),
 ])  # fmt: skip
-def test_every_column_that_is_read_is_named(
-    tmp_path: Path, row: dict[str, str], options: tuple[str, ...], words: str
+def test_columns_that_are_read_are_named(
+    tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], words: str
 ) -> None:
     made = dt2it("init", tmp_path / "mine", "--data", lines_file(tmp_path / "pairs.jsonl", [row]), *options)
     assert f"read as preferences by adapter auto ({words}): 1 of the first 1 rows" in " ".join(made.stdout.split())
+
+
+def test_columns_of_a_published_schema_are_named(tmp_path: Path) -> None:
+    row = {"prompt": "A cat", "path1": "a.png", "path2": "b.png", "confidence": 0.9, "note": "x"}
+    made = dt2it("init", tmp_path / "mine", "--data", lines_file(tmp_path / "pairs.jsonl", [row]))
+    words = "read as t2i by adapter hpdv3 (by their names: prompt, path1, path2, confidence): 1 of the first 1 rows"
+    assert words in " ".join(made.stdout.split())
 
 
 def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(

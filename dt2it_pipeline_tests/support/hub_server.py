@@ -19,6 +19,8 @@ LONGEST_NAME = 255  # characters of a file's name
 class _Handler(BaseHTTPRequestHandler):
     root: Path
     fetched: list[str]
+    whole: str
+    broken: str
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -66,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = file.read_bytes()
         start, end, status = 0, len(content), 200
-        if given := self.headers.get("Range"):
+        below = file.relative_to(self.root).as_posix()
+        given = self.headers.get("Range")
+        if given and not (self.whole and below.startswith(f"{self.whole}/")):
             first, _, last = given.removeprefix("bytes=").partition("-")
             start, end, status = int(first), min(len(content), int(last or len(content)) + 1), 206
         if status == 206 and start >= len(content):
@@ -74,13 +78,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(b"")
             return
         if self.command == "GET":
-            self.fetched.append(f"{file.relative_to(self.root).as_posix()} {end - start}")
+            self.fetched.append(f"{below} {end - start}")
         self.send_response(status)
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         for name, value in {"X-Repo-Commit": REVISION, "ETag": f'"{_digest(file)}"', "Accept-Ranges": "bytes"}.items():
             self.send_header(name, value)
-        self._body(content[start:end])
+        breaks_off = below == self.broken and self.fetched.count(f"{below} {end - start}") == 1
+        half = (end - start) // 2 if breaks_off else None
+        if not self._body(content[start:end], half):
+            self.fetched.append(f"{below} not taken whole")
 
     def _json(self, value: Any) -> None:
         self.send_response(200)
@@ -92,12 +99,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Code", code)
         self._body(b"")
 
-    def _body(self, content: bytes) -> None:
+    def _body(self, content: bytes, most: int | None = None) -> bool:
+        """Send a body, of which `most` bytes alone; returns whether the other side has taken it."""
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(content)
+        try:
+            if self.command != "HEAD":
+                self.wfile.write(content[:most])
+        except ConnectionError:
+            return False
+        return True
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -119,15 +130,22 @@ def _digest(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def hub_server(root: Path) -> Iterator[tuple[str, list[str]]]:
+def hub_server(root: Path, whole: str = "", broken: str = "") -> Iterator[tuple[str, list[str]]]:
     """Serve the folders `owner/name` below one as datasets, all at the commit REVISION.
 
+    Args:
+        root: of the folders.
+        whole: a repository whose files are sent whole, whatever part of them is asked for.
+        broken: a file that breaks off where it is first sent.
+
     Yields:
-        Its address, and what is fetched from it, as it is: files with how many bytes, and lists of folders.
+        Its address, and what is fetched from it, as it is: files with how many bytes, which of them were not taken
+        whole, and lists of folders.
     """
     fetched: list[str] = []
-    handler = type("Handler", (_Handler,), {"root": root, "fetched": fetched})
+    handler = type("Handler", (_Handler,), {"root": root, "fetched": fetched, "whole": whole, "broken": broken})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = False  # so that all that is fetched is known at the end
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

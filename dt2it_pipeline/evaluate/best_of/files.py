@@ -117,10 +117,10 @@ def qualities(file: ResponseFile | None) -> tuple[Numbers | None, list[str]]:
         if not own or given is None:
             found.append([None] * len(own))
         elif not isinstance(given, list) or len(given) != len(own):
-            faults.append(f"{name}: `{key}` is no list with one number for each of the {len(own)} responses")
+            faults.append(f"{name}: {file.key_of(key)} is no list with one number for each of the {len(own)} responses")
             found.append([None] * len(own))
         elif wrong := [value for value in given if value is not None and not _is_finite(value)]:
-            faults.append(f"{name}: `{key}` holds {wrong[0]!r}, which is no number")
+            faults.append(f"{name}: {file.key_of(key)} holds {wrong[0]!r}, which is no number")
             found.append([None] * len(own))
         else:
             found.append([None if value is None else float(value) for value in given])

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from dt2it_pipeline.ingest.adapters.registry import LOOK, PerRow, guarded, over_rows
-from dt2it_pipeline.ingest.forms.beside import stands_beside, with_beside
+from dt2it_pipeline.ingest.forms.beside import columns_beside, stands_beside, with_beside
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, says_which, sides
 from dt2it_pipeline.ingest.forms.prompts import prompt, with_columns
@@ -79,6 +79,19 @@ def reading(row: Row, kind: str) -> dict[str, str] | None:
         if column is not None and column not in columns.values():
             columns[name] = column
     return columns
+
+
+def read_by_name(row: Row) -> tuple[str, ...]:
+    """The columns that a row's prompt is read from without a manifest that names them; none where one maps the prompt.
+
+    >>> read_by_name(Row("1", {"conversations": [], "chosen": "a", "rejected": "b"}, {}, "preferences"))
+    ('conversations',)
+    """
+    fields = Fields(row)
+    if {"conversation", "question"} & {*row.columns}:
+        return ()
+    asked = (fields.column(name) for name in ("question", "conversation"))
+    return tuple(dict.fromkeys(name for name in (*asked, *columns_beside(fields)) if name is not None))
 
 
 def _prompt(row: Row) -> Iterator[Item]:

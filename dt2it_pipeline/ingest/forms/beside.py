@@ -45,6 +45,13 @@ def stands_beside(fields: Fields) -> bool:
     return any(fields.once("beside", _beside)) or bool(_option_columns(fields))
 
 
+def columns_beside(fields: Fields) -> tuple[str, ...]:
+    """The columns that `with_beside` looks at, in order, each once."""
+    there, questions, options = fields.once("beside", _beside)
+    named = (column for name, column in (*there, *questions) if name not in _NOT_READ)
+    return tuple(dict.fromkeys((*named, *options)))
+
+
 def with_beside(fields: Fields, found: Chat, answers: Sequence[str] = ()) -> Chat:
     """A prompt with what stands beside it in columns of its own.
 

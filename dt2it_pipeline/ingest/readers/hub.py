@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,8 @@ _FOLDERS = {"imagefolder": "image", "videofolder": "video"}  # loaders of media,
 _FILE_NAME, _FILE_NAMES = "file_name", "file_names"
 _LONGEST_NAME = 1_024  # characters of the name of an image
 _SECONDS = 30.0  # for connecting to the Hub, and between two parts of an answer
+_ATTEMPTS = 3  # at an answer whose body breaks off
+_WAIT = 1.0  # seconds before the second attempt, doubled before the third
 _EMPTY, _NO_NAMES = 416, (400, 414)  # statuses for a file without a first byte, and for names that no file can have
 
 
@@ -79,10 +82,13 @@ class RepositoryFile:
 
         It is asked for by its name alone: the library's file system would search the list of the folder for each, and
         folders of images are the longest that there are.
+
+        Raises:
+            SourceError: its bytes break off at every attempt.
         """
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or "/" in parts or len(name) > _LONGEST_NAME or not _is_utf8(name):
@@ -90,15 +96,32 @@ class RepositoryFile:
         own = self._files.resolve_path(self._path)
         place = "/".join([*PurePosixPath(own.path_in_repo).parts[:-1], *parts])
         url = huggingface_hub.hf_hub_url(own.repo_id, place, repo_type="dataset", revision=own.revision)
-        headers = {**build_hf_headers(), "range": f"bytes=0-{most}"}
-        answer = http_backoff("GET", url, headers=headers, timeout=_SECONDS)
-        if answer.status_code in (_EMPTY, *_NO_NAMES):
-            return b"" if answer.status_code == _EMPTY else None
-        try:
-            hf_raise_for_status(answer)
-        except EntryNotFoundError:
-            return None
-        return bytes(answer.content)
+        # As it is: what a server packs may expand to any size. A server may send the whole file whatever is asked for.
+        headers = {**build_hf_headers(), "range": f"bytes=0-{most}", "accept-encoding": "identity"}
+        for attempt in range(_ATTEMPTS):
+            time.sleep(_WAIT * attempt)
+            with http_stream_backoff("GET", url, headers=headers, timeout=_SECONDS) as answer:
+                if answer.status_code in (_EMPTY, *_NO_NAMES):
+                    return b"" if answer.status_code == _EMPTY else None
+                try:
+                    hf_raise_for_status(answer)
+                except EntryNotFoundError:
+                    return None
+                try:
+                    return _first_bytes(answer.iter_raw(), most + 1)
+                except Exception as error:  # of httpx or httpx2; the library repeats no request whose body breaks off
+                    broken = error
+        raise SourceError(f"{place} of {own.repo_id} breaks off: {broken or type(broken).__name__}") from broken
+
+
+def _first_bytes(parts: Iterator[bytes], most: int) -> bytes:
+    """The first bytes of a stream, of which no more is read."""
+    found = bytearray()
+    for part in parts:
+        found += part[: most - len(found)]
+        if len(found) >= most:
+            break
+    return bytes(found)
 
 
 def _is_utf8(name: str) -> bool:

@@ -67,6 +67,10 @@ class ResponseFile:
         """One of `rows` by the names of FORM."""
         return _fields(row, self.columns)
 
+    def key_of(self, name: str) -> str:
+        """A field of FORM as messages name it: by the key that holds it."""
+        return _key(name, self.columns)
+
 
 def read_response_file(
     path: Path,
@@ -114,8 +118,10 @@ def read_response_file(
             row = _object(line)
             absent = {name: column for name, column in absent.items() if column not in row}
             named = _fields(row, columns)
-            prompt = _prompt(named, media_root, store)
-            texts = _responses(named) if with_responses else ()
+            if all(named.get(name) is None for name in ("prompt", "turns")):
+                raise _no_prompt(row, columns)
+            prompt = _prompt(named, columns, media_root, store)
+            texts = _responses(named, columns) if with_responses else ()
             own = [content_ids.response_id(prompt["prompt_id"], each) for each in texts]
         except (MediaError, RowError) as error:
             form = form if faults else not isinstance(error, MediaError)
@@ -178,14 +184,31 @@ def _fields(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
     return others | {name: row[column] for name, column in columns.items() if column in row}
 
 
-def _responses(row: Mapping[str, Any]) -> list[Any]:
+def _key(name: str, columns: Mapping[str, str]) -> str:
+    """A field as messages name it: by the key that holds it.
+
+    >>> _key("responses", {"responses": "good"}), _key("prompt", {"responses": "good"})
+    ('`good` (read as `responses`)', '`prompt`')
+    """
+    column = columns.get(name, name)
+    return f"`{name}`" if column == name else f"`{column}` (read as `{name}`)"
+
+
+def _no_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowError:
+    there = ", ".join(map(str, row))[:200] or "none"
+    prompt, turns = _key("prompt", columns), _key("turns", columns)
+    return RowError("no prompt", f"the row has neither {prompt} nor {turns}; its columns: {there}")
+
+
+def _responses(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
     if is_pair(row):
         return [row["chosen"], row["rejected"]]
     texts = row.get("responses")
     if not isinstance(texts, list) or not texts:
+        responses, chosen, rejected = (_key(name, columns) for name in ("responses", "chosen", "rejected"))
         raise RowError(
             "no responses",
-            f"`responses` must be a list of texts, or `chosen` and `rejected` texts; found {texts!r}"[:200],
+            f"{responses} must be a list of texts, or {chosen} and {rejected} texts; found {repr(texts)[:120]}",
         )
     return texts
 
@@ -211,24 +234,25 @@ def _object(line: str) -> dict[str, Any]:
     return row
 
 
-def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, Any]:
-    """A row of a prompts table, its media imported."""
+def _prompt(row: Mapping[str, Any], columns: Mapping[str, str], media_root: Path, store: Path) -> dict[str, Any]:
+    """A row of a prompts table, its media imported; the row has `prompt` or `turns`."""
     turns = row.get("turns")
-    if turns is None and row.get("prompt") is None:
-        there = ", ".join(map(str, row))[:200] or "none"
-        raise RowError("no prompt", f"the row has neither `prompt` nor `turns`; its columns: {there}")
     if turns is None:
         turns = [{"role": "user", "text": row.get("prompt")}]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise RowError("no prompt", "`turns` must be a list of {role, text}, or `prompt` a text")
+        list_of = f"{_key('turns', columns)} must be a list of {{role, text}}"
+        raise RowError("no prompt", f"{list_of}, or {_key('prompt', columns)} a text")
     said = [
         {"role": checked_text(turn.get("role"), "a turn's role"), "text": checked_text(turn.get("text"), "a turn")}
         for turn in turns
     ]
     if row.get("prompt") not in (None, "") and _words(row["prompt"]) != _words(said[-1]["text"]):
-        raise RowError("prompt said twice", "the row has `prompt`, and `turns` that do not end with it; leave one out")
+        prompt, several = _key("prompt", columns), _key("turns", columns)
+        raise RowError(
+            "prompt said twice", f"the row has {prompt}, and {several} that do not end with it; leave one out"
+        )
     system = row.get("system")
-    given = {kind: _media(row, kind) for kind in ("image", "video")}
+    given = {kind: _media(row, kind, columns) for kind in ("image", "video")}
     shown = user_marker_kinds(said)
     if not shown:  # markers may be left out
         shown = ["image"] * len(given["image"]) + ["video"] * len(given["video"])
@@ -241,11 +265,14 @@ def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, 
     queues = {kind: iter(items) for kind, items in given.items()}
     media = []
     for kind in shown:
+        several = f"{kind}s"
+        name = kind if row.get(several) is None else several
+        column = columns.get(name, name)
         if kind == "image":
-            media.append(store_image(medium(next(queues[kind]), "image", "images").value, media_root, store).row)
+            media.append(store_image(medium(next(queues[kind]), "image", column).value, media_root, store).row)
         else:
-            media.append(store_video(medium(next(queues[kind]), "video", "videos").value, media_root, store).row)
-    words = "" if system in (None, "") else checked_text(system, "`system`")
+            media.append(store_video(medium(next(queues[kind]), "video", column).value, media_root, store).row)
+    words = "" if system in (None, "") else checked_text(system, _key("system", columns))
     return {
         "prompt_id": content_ids.prompt_id(words, said, [each["sha256"] for each in media]),
         "source": "",
@@ -263,13 +290,14 @@ def _words(text: Any) -> Any:
     return without_markers(text).strip() if isinstance(text, str) else text
 
 
-def _media(row: Mapping[str, Any], kind: str) -> list[Any]:
+def _media(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> list[Any]:
     """Of `images` (a list) or `image` (one, or a list), and the same of videos."""
     several, one = row.get(f"{kind}s"), row.get(kind)
     if several is None:
         return [] if one in (None, "") else one if isinstance(one, list) else [one]
     if not isinstance(several, list):
-        raise RowError(f"{kind}s are not a list", repr(several)[:120])
+        raise RowError(f"{kind}s are not a list", f"{_key(f'{kind}s', columns)}: {several!r}"[:200])
     if one not in (None, "") and [one] != several:
-        raise RowError(f"{kind}s said twice", f"the row has `{kind}` and `{kind}s`; leave one out")
+        single = _key(kind, columns)
+        raise RowError(f"{kind}s said twice", f"the row has {single} and {_key(f'{kind}s', columns)}; leave one out")
     return several

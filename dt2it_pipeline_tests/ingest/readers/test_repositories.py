@@ -20,6 +20,7 @@ from dt2it_pipeline_tests.support.hub_server import REVISION, hub_server
 from dt2it_pipeline_tests.support.source_files import ROWS, as_csv, lines
 
 LISTED = 3  # times that `datasets` lists a repository, to see which files hold rows
+ENDLESS = 32 << 20  # bytes, several times what the buffers of a connection hold
 SMALL = 4096  # bytes of the longest line, in the process that reads
 READ = f"""
 import json, sys
@@ -31,6 +32,7 @@ from dt2it_pipeline.ingest.rows import Row
 bounds.LONGEST_LINE = file_formats.LONGEST_LINE = {SMALL}
 bounds._FREE = 1 << 16
 hub.MAX_BYTES = 32
+hub._WAIT = 0.0
 searched = 0
 info = HfFileSystem.info
 def counted(*args, **kwargs):
@@ -122,6 +124,15 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
         "train/metadata.jsonl": lines([{"file_name": f"none/{n}.png", "chosen": "yes"} for n in range(9)]),
         "train/in/0.png": b"\x89PNG",
     },
+    "whole": {
+        "train/metadata.jsonl": lines([{"file_name": name, "chosen": "yes"} for name in ("a.png", "endless.png")]),
+        "train/a.png": b"\x89PNG",
+        "train/endless.png": bytes(ENDLESS),
+    },
+    "broken": {
+        "train/metadata.jsonl": lines([{"file_name": "a.png", "chosen": "yes"}]),
+        "train/a.png": b"\x89PNG and more",
+    },
     "videos": {"train/metadata.jsonl": b'{"file_name": "a.mp4", "chosen": "yes"}\n', "train/a.mp4": b"no video"},
 }
 
@@ -139,7 +150,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list
             (folder / "some" / name / file).write_bytes(content)
     names = [*REPOSITORIES, "none", "here"]
     (folder / "started/some/here").mkdir(parents=True)
-    with hub_server(folder) as (address, fetched):
+    with hub_server(folder, whole="some/whole", broken="some/broken/train/a.png") as (address, fetched):
         variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home")}
         asked = [{"hub": f"some/{name}"} for name in names] + [{"hub": "some/parts", "limit": 1}]
         done = subprocess.run(
@@ -180,6 +191,19 @@ def test_an_image_is_fetched_once_for_a_row_and_all_of_a_row_are_bounded(
     ((row,), fault, _) = read[0]["several"]
     assert fault is None and [image["bytes"] for image in row["images"]] == [b"\x89PNG".hex()] * 9 + [None]
     assert sum(line.startswith("some/several/train/a.png") for line in read[1]) == 1
+
+
+def test_no_more_of_an_image_is_read_where_a_server_sends_it_whole(read: tuple[dict[str, Any], list[str]]) -> None:
+    rows, fault, _ = read[0]["whole"]
+    assert fault is None and [row["image"]["bytes"] for row in rows] == [b"\x89PNG".hex(), None]
+    image = "some/whole/train/endless.png"
+    assert [line for line in read[1] if line.startswith(image)] == [f"{image} {ENDLESS}", f"{image} not taken whole"]
+
+
+def test_an_image_that_breaks_off_is_fetched_again(read: tuple[dict[str, Any], list[str]]) -> None:
+    ((row,), fault, _) = read[0]["broken"]
+    assert fault is None and row["image"]["bytes"] == b"\x89PNG and more".hex()
+    assert read[1].count("some/broken/train/a.png 13") == 2
 
 
 def test_no_folder_is_listed_or_searched_for_an_image(read: tuple[dict[str, Any], list[str]]) -> None:
