@@ -148,8 +148,15 @@ def below(process: int) -> set[int]:
 
 
 def readers() -> set[int]:
-    """Processes that read pieces: the children of this process's fork server."""
-    return {each for child in below(os.getpid()) for each in below(child)}
+    """Processes that read pieces: the children of this process's fork server, and none of a browser or other test."""
+    return {each for child in below(os.getpid()) if is_fork_server(child) for each in below(child)}
+
+
+def is_fork_server(process: int) -> bool:
+    try:
+        return b"multiprocessing.forkserver" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def test_a_killed_process_is_an_error_that_says_what_to_do_and_leaves_nothing(folder: Path) -> None:

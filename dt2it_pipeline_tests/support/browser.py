@@ -25,4 +25,4 @@ def browser_page(allowed: str) -> Iterator[Any]:
         made.on("request", lambda request: faults.append(request.url) if allowed not in request.url else None)
         yield made
         opened.close()
-    assert not faults
+    assert not faults, faults

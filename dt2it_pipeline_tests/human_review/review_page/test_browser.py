@@ -135,6 +135,23 @@ def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: C
     # Texts of data are texts: no element is made of them, and nothing runs.
     page.fill("input[name=search]", "onerror")
     page.wait_for_selector(".count:has-text('1 of 12')")
+    # What is typed while the list is drawn anew for a name is not lost.
+    page.evaluate(
+        """() => {
+            const name = document.getElementById("name"), search = document.querySelector("input[name=search]");
+            name.dispatchEvent(new Event("change"));
+            search.focus();
+            search.value = "not there";
+            search.dispatchEvent(new Event("input"));
+            search.old = true;
+        }"""
+    )
+    wait_until(lambda: not page.evaluate("document.querySelector('input[name=search]').old"), 30)
+    page.wait_for_selector(".count:has-text('0 of 12')")
+    assert page.input_value("input[name=search]") == "not there"
+    assert page.evaluate("document.activeElement.name") == "search"
+    page.fill("input[name=search]", "onerror")
+    page.wait_for_selector(".count:has-text('1 of 12')")
     page.click(".card")
     page.wait_for_selector(".answers")
     shown = page.inner_text("main")

@@ -55,7 +55,9 @@ export const list = {
   },
 };
 
+// Of the gallery that is shown now: it is drawn anew where a name is given, also while somebody types into a filter.
 let redraw = () => {};
+let restart = () => {};
 export function mark(id, mine) { // shows an answer in the list without asking again
   for (const chunk of list.chunks.values()) {
     if (chunk instanceof Array) for (const row of chunk) if (row.id === id) row.mine = mine;
@@ -77,8 +79,10 @@ export function showGallery(main, state) {
     } catch (problem) { tell(problem.message); }
   } });
   box.append(sizer);
-  const filters = drawFilters(state, () => { list.forget(); list.scroll = 0; list.stretch = 0; start(); });
+  const filters = drawFilters(state);
+  const typing = main.contains(document.activeElement) ? filters.elements[document.activeElement.name] : null;
   main.replaceChildren(filters, el("div", { class: "above" }, count, begin, stretches), box);
+  if (typing) typing.focus();
   let height = 0;
   const drawn = new Map();
 
@@ -147,6 +151,7 @@ export function showGallery(main, state) {
     draw();
   }
 
+  restart = start;
   redraw = () => { measure(); draw(); };
   box.addEventListener("scroll", draw, { passive: true });
   new ResizeObserver(() => { if (box.isConnected) redraw(); }).observe(box);
@@ -187,7 +192,12 @@ export function medium(kind, query, words = "") {
   return kind === "video" ? el("span", { class: "video", title: "first frame of a video" }, image) : image;
 }
 
-function drawFilters(state, changed) {
+function changed() {
+  list.forget(); list.scroll = 0; list.stretch = 0;
+  restart();
+}
+
+function drawFilters(state) {
   const select = (name, title, options) => {
     const made = el("select", { name, "aria-label": title }, ...options.map(([value, text]) => el("option", { value, text })));
     made.value = query[name];
@@ -199,13 +209,11 @@ function drawFilters(state, changed) {
     made.value = name === "low" || name === "high" ? (query[name] === "" ? "" : String(Math.round(query[name] * 100))) : query[name];
     let later = 0;
     made.addEventListener("input", () => {
+      const value = made.value.trim();
+      const share = Math.min(100, Math.max(0, Number(value))) / 100;
+      query[name] = type === "number" ? (value === "" ? "" : String(share)) : value;
       clearTimeout(later);
-      later = setTimeout(() => {
-        const value = made.value.trim();
-        const share = Math.min(100, Math.max(0, Number(value))) / 100;
-        query[name] = type === "number" ? (value === "" ? "" : String(share)) : value;
-        changed();
-      }, 350);
+      later = setTimeout(changed, 350);
     });
     return made;
   };
