@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -103,7 +104,6 @@ Models: TypeAlias = Annotated[
         "tables. May be repeated.",
     ),
 ]
-NO_PROJECT = "neither {} nor a folder above it is a project"
 CHOOSE_RECIPE = (
     "Go into your project (cd), or choose a recipe: --recipe FILE or DT2IT_RECIPE=FILE. `dt2it demo` runs the demo"
 )
@@ -217,6 +217,13 @@ def home_folder(home: Path | None) -> Path:
     return artifact_home() if home is None else home
 
 
+def no_project() -> str:
+    """Why no project chooses a recipe, for a message."""
+    if given := os.environ.get("DT2IT_PROJECT"):
+        return f"DT2IT_PROJECT names {Path(given).absolute()}, which has no folder `configs`"
+    return f"neither {Path.cwd()} nor a folder above it is a project"
+
+
 def recipe_in_words(recipe: Path | None) -> str:
     """Which recipe a command takes, and that it is the demo's where nobody chose one.
 
@@ -226,7 +233,7 @@ def recipe_in_words(recipe: Path | None) -> str:
     from dt2it_pipeline.config.recipe import chosen_recipe, is_chosen, recipe_path
 
     chosen = f"recipe {recipe_path(chosen_recipe(recipe))}"
-    return chosen if is_chosen(recipe) else f"{chosen} (the demo's: {NO_PROJECT.format(Path.cwd())})"
+    return chosen if is_chosen(recipe) else f"{chosen} (the demo's: {no_project()})"
 
 
 def open_store(home: Path | None) -> Store:

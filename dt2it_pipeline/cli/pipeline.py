@@ -25,10 +25,10 @@ import yaml
 
 from dt2it_pipeline.cli.options import (
     CHOOSE_RECIPE,
-    NO_PROJECT,
     Home,
     RecipeFile,
     home_folder,
+    no_project,
     recipe_in_words,
 )
 from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note, show_markdown
@@ -167,7 +167,7 @@ def _require_choice(recipe: Path | None) -> None:
     from dt2it_pipeline.config.recipe import is_chosen
 
     if not is_chosen(recipe):
-        raise CommandError(f"no recipe is chosen: {NO_PROJECT.format(Path.cwd())}. {CHOOSE_RECIPE}")
+        raise CommandError(f"no recipe is chosen: {no_project()}. {CHOOSE_RECIPE}")
 
 
 def _environment(home: Path, recipe: Path | None) -> dict[str, str]:

@@ -118,7 +118,7 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     assert "cannot read recipe" in failing("ui", "--recipe", "none")
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path / "empty"))
-    assert invoke("check").exit_code == 1 and "none is chosen" in invoke("check").stdout
+    assert "has no folder `configs`" in json.loads(invoke("check", "--json").stdout)["lines"][0]["text"]
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path / "gone"))
     for command in (("check",), ("ui",), ("run", "construct")):
         assert f"DT2IT_PROJECT names {tmp_path / 'gone'}, and there is no such folder" in failing(*command)

@@ -15,7 +15,7 @@ from typing import Any
 
 from dt2it_pipeline.cli.checks.lines import Line
 from dt2it_pipeline.cli.checks.places import launcher_lines, object_store_lines
-from dt2it_pipeline.cli.options import CHOOSE_RECIPE, NO_PROJECT
+from dt2it_pipeline.cli.options import CHOOSE_RECIPE, no_project
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, chosen_recipe, is_chosen, load_recipe, recipe_path
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
@@ -61,7 +61,7 @@ def flight_check(
     """
     home = home or artifact_home()
     if not is_chosen(recipe):
-        yield Line("error", "recipe", f"none is chosen: {NO_PROJECT.format(Path.cwd())}", CHOOSE_RECIPE)
+        yield Line("error", "recipe", f"none is chosen: {no_project()}", CHOOSE_RECIPE)
         return
     try:
         found = load_recipe(recipe)
