@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dagster as dg
+from dt2it_pipeline.engines.lean_processes import quick_imports, search_rarely
 
-from dt2it_pipeline.config.paths import artifact_home
-from dt2it_pipeline.config.recipe import Recipe, load_recipe
-from dt2it_pipeline.config.recipe_files import require_files
-from dt2it_pipeline.orchestrate.assets.annotation import build_annotated_pairs
-from dt2it_pipeline.orchestrate.assets.construction import build_answer_assets
-from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
-from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
-from dt2it_pipeline.orchestrate.assets.export import build_exported_pairs
-from dt2it_pipeline.orchestrate.assets.pairing import build_debiased_pairs
-from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
-from dt2it_pipeline.orchestrate.assets.reformulation import build_t2i_pairs
-from dt2it_pipeline.orchestrate.assets.report import build_round_report
-from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
-from dt2it_pipeline.orchestrate.assets.voters import build_voter_assets
-from dt2it_pipeline.orchestrate.console import print_mistakes_plainly
-from dt2it_pipeline.orchestrate.executor import one_process_executor
-from dt2it_pipeline.orchestrate.freshness import freshness
-from dt2it_pipeline.orchestrate.io_manager import ArtifactIOManager
-from dt2it_pipeline.orchestrate.jobs import build_jobs
-from dt2it_pipeline.orchestrate.partitions import rounds_partitions
-from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.sections import ModelSections, ReportSections
-from dt2it_pipeline.orchestrate.sensors import build_schedules, build_sensors
+search_rarely()  # every process of Dagster's imports this module first
+with quick_imports():
+    import dagster as dg
+
+    from dt2it_pipeline.config.paths import artifact_home
+    from dt2it_pipeline.config.recipe import Recipe, load_recipe
+    from dt2it_pipeline.config.recipe_files import require_files
+    from dt2it_pipeline.orchestrate.assets.annotation import build_annotated_pairs
+    from dt2it_pipeline.orchestrate.assets.construction import build_answer_assets
+    from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
+    from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
+    from dt2it_pipeline.orchestrate.assets.export import build_exported_pairs
+    from dt2it_pipeline.orchestrate.assets.pairing import build_debiased_pairs
+    from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
+    from dt2it_pipeline.orchestrate.assets.reformulation import build_t2i_pairs
+    from dt2it_pipeline.orchestrate.assets.report import build_round_report
+    from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
+    from dt2it_pipeline.orchestrate.assets.voters import build_voter_assets
+    from dt2it_pipeline.orchestrate.console import print_mistakes_plainly
+    from dt2it_pipeline.orchestrate.executor import one_process_executor
+    from dt2it_pipeline.orchestrate.freshness import freshness
+    from dt2it_pipeline.orchestrate.io_manager import ArtifactIOManager
+    from dt2it_pipeline.orchestrate.jobs import build_jobs
+    from dt2it_pipeline.orchestrate.partitions import rounds_partitions
+    from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+    from dt2it_pipeline.orchestrate.sections import ModelSections, ReportSections
+    from dt2it_pipeline.orchestrate.sensors import build_schedules, build_sensors
 
 
 def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:

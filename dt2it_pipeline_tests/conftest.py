@@ -32,6 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -longest[item.path])
 
 
+def pytest_collection_finish() -> None:
+    """Leave out of every later search for garbage what has been imported: one goes through all of it in 0.4 s."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the seeds that tests recorded, whether they passed or not."""
     reports = [report for found in terminalreporter.stats.values() for report in found]

@@ -24,6 +24,7 @@ from dt2it_pipeline.cli import (
     review,
 )
 from dt2it_pipeline.cli.terminal import Commands
+from dt2it_pipeline.engines.lean_processes import search_rarely
 
 app = typer.Typer(
     name="dt2it",
@@ -63,4 +64,5 @@ def main() -> None:
     """Entry point of the console script."""
     # Read when torch is loaded. Threads that wait for each other would spin, and on busy cores for most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    search_rarely()
     app(prog_name="dt2it")

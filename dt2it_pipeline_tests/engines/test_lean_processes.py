@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from dt2it_pipeline.engines.jobs import Job, import_for
-from dt2it_pipeline.engines.lean_processes import quick_imports
+from dt2it_pipeline.engines.lean_processes import quick_imports, search_rarely
 
 searching: list[bool] = []
 
@@ -38,11 +38,29 @@ def test_nothing_is_searched_for_garbage_while_modules_are_imported_and_all_is_a
 
 
 def test_what_a_job_names_is_imported_and_left_out_of_later_searches():
-    gc.unfreeze()
+    before = gc.get_freeze_count()
+    import_for(ImportingJob())
+    assert searching.pop() is False
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+
+
+def test_a_program_is_not_searched_at_every_few_hundred_objects():
+    searches: list[str] = []
+    before = gc.get_threshold()
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        searches.append(phase)
+
+    gc.set_threshold(700, 10, 10)
+    gc.callbacks.append(count)
     try:
-        import_for(ImportingJob())
-        assert searching.pop() is False
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > 0
+        few = [[] for _ in range(10_000)]
+        assert searches
+        searches.clear()
+        search_rarely()
+        many = [[] for _ in range(10_000)]
+        assert searches == [] and len(few) == len(many)
     finally:
-        gc.unfreeze()
+        gc.callbacks.remove(count)
+        gc.set_threshold(*before)
