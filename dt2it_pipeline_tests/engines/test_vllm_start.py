@@ -38,17 +38,18 @@ seen = []
 torch.cuda.is_available = lambda: bool(seen.append(os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")))
 from dt2it_pipeline.engines.vllm_start import prepare_environment
 assert prepare_environment()
-print(seen)
+print(seen, os.environ["VLLM_LOGGING_LEVEL"])
 """
 
 
-def test_whether_there_is_a_gpu_is_asked_without_starting_cuda() -> None:
+def test_whether_there_is_a_gpu_is_asked_without_starting_cuda_and_vllm_logs_errors_alone() -> None:
     """In a process that is no worker of ours, too."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    own = ("PYTORCH_NVML_BASED_CUDA_CHECK", "VLLM_LOGGING_LEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(
         [sys.executable, "-c", _ASKED], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.splitlines()[-1] == "['1']"
+    assert done.stdout.splitlines()[-1] == "['1'] ERROR"
 
 
 @pytest.mark.heavy

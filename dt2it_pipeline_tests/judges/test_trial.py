@@ -93,7 +93,6 @@ def test_a_call_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "mode", "request_"),
     [
         (LikelihoodJudgeSettings(name="j"), PAIRWISE, "pairwise, 'What colour"),
-        (LikelihoodJudgeSettings(name="j", measure="yes"), LISTWISE, "listwise, 'What colour"),
         (LikelihoodCheckSettings(name="j"), PAIRWISE, "two texts compared, 'What colour"),
         (PairJudgeSettings(name="j"), PAIRWISE, "a pair by likelihood, 'What colour"),
         (PairJudgeSettings(name="j", kind="answer"), PAIRWISE, "a pair by answer, 'What colour"),

@@ -335,19 +335,3 @@ def test_a_layer_is_one_graph(
         with torch.no_grad():
             assert torch.allclose(traced(batch), plain(batch), atol=score_tolerance(plain, batch.tokens), rtol=0)
     torch._dynamo.reset()
-
-
-@pytest.mark.heavy
-def test_compiled_layers_score_the_same(base: Callable[..., Path], media: tuple[Path, Any]) -> None:
-    prompts = {"p": make_prompt(media[1][:1], "what colour is the shape"), "q": make_prompt([], "is red a colour")}
-    responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(["red", "it looks green to me"])]
-    torch._dynamo.reset()
-    found = []
-    for compiled in (False, True):
-        model = RewardModel.from_pretrained(base(), new_head_seed=0, compile=compiled).eval()
-        assert model.compiled == compiled
-        scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
-        found.append(scorer.score(prompts, responses)[0])
-    assert len(found[0]) == 4
-    assert max(abs(found[0][name] - found[1][name]) for name in found[0]) < score_tolerance(model, 128)
-    torch._dynamo.reset()

@@ -14,6 +14,7 @@ from dt2it_pipeline.engines.jobs import Job
 from dt2it_pipeline.engines.launch.worker import read_summary
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.training_jobs import changed, start
 
 pytestmark = pytest.mark.heavy
@@ -69,3 +70,13 @@ def test_a_second_start_finds_what_the_first_compiled(
     assert summary["compile_graphs"] >= 2 and summary["compile_graph_breaks"] == summary["compile_given_up"] == 0
     logged = line_about_compiling(log).removeprefix("torch.compile: ").partition(" s for ")[0]
     assert float(logged) == pytest.approx(summary["compile_seconds"], abs=0.06)  # one has a digit less
+
+    settings_without = scoring.settings.model_copy(update={"compile": False})
+    plain = scoring.model_copy(
+        update={"output": tmp_path / "plain.parquet", "work": tmp_path / "plain", "settings": settings_without}
+    )
+    plain.run(lambda progress: None)
+    compiled_scores, scores = (
+        atomic.read_parquet(each.output, "scores").column("score").to_numpy() for each in (scoring, plain)
+    )
+    assert compiled_scores == pytest.approx(scores, abs=1e-4) and scores.std() > 1e-3
