@@ -246,12 +246,15 @@ def test_a_compressed_file_of_a_folder_is_bounded(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("column", "fault"),
     [
-        (nothing(pa.null(), 10_000_000), "rows.parquet with [0-9,]+ rows in group [0-9]+"),
+        (nothing(pa.null(), 200_000), "rows.parquet with [0-9,]+ rows in group [0-9]+"),
         (listed(nothing(pa.null(), 50_000_000)), "column 'a.list.element' of rows.parquet"),
     ],
     ids=["rows", "elements of a list"],
 )
-def test_values_that_take_no_room_in_parquet_are_refused(tmp_path: Path, column: pa.Array, fault: str) -> None:
+def test_values_that_take_no_room_in_parquet_are_refused(
+    tmp_path: Path, column: pa.Array, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dt2it_pipeline.ingest.readers.bounds._FREE", 2**24)
     pq.write_table(pa.table({"a": column}), tmp_path / "rows.parquet")
     with pytest.raises(SourceError, match=f"{fault} expands to more than 200 times its size"):
         values(manifest(tmp_path / "rows.parquet"), tmp_path)
