@@ -140,11 +140,16 @@ def build_annotated_pairs(
             settings={"annotation": settings, "seed": sections.seed, "curation": curation.deciding()},
         )
         context.log.info(annotated_in_words(contested_pairs["pairs"].num_rows, artifact))
-        for note in artifact.metadata.get("notes", ()):
+        for note in further_notes(artifact, voted_pairs):
             context.log.info(note)
         return StageResult(artifact)
 
     return annotated_pairs
+
+
+def further_notes(annotated: Artifact, voted: Artifact) -> list[str]:
+    """Notes of the policy that the log of its votes does not have already."""
+    return [note for note in annotated.metadata.get("notes", ()) if note not in voted.metadata["warnings"]]
 
 
 def _with_model_folders(annotation: AnnotationSettings) -> AnnotationSettings:
