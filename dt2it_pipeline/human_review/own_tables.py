@@ -33,6 +33,7 @@ from dt2it_pipeline.storage.table_files import (
 )
 
 CHOSEN, REJECTED = "chosen", "rejected"
+NAME_TEXTS = "--chosen COLUMN --rejected COLUMN (in Python chosen= and rejected=)"  # how a caller does, for messages
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
 _FEW = 8  # rows that are looked at first
@@ -101,7 +102,8 @@ def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None =
     if ("chosen_id" in table.names) != ("rejected_id" in table.names):
         missing += [name for name in ("chosen_id", "rejected_id") if name not in table.names]
     if missing:
-        raise AuditError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(table.names)[:200]}")
+        hint = f". Name the columns that hold the texts: {NAME_TEXTS}" if {*missing} & {*texts.values()} else ""
+        raise AuditError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(table.names)[:200]}{hint}")
     light = [name for name in (*_IDS, "source", "probability") if name in table.names]
     try:
         frame = table.columns(light or list(texts.values())[:1])

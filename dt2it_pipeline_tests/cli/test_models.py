@@ -325,7 +325,8 @@ def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: 
     (tmp_path / "r.jsonl").write_text('{"question": "what"}\n')
     message = failing(*call)
     assert "no row of" in message and "`responses` (a list of texts)" in message
-    assert "line 1: no prompt (the row has neither `prompt` nor `turns`; its columns: question)" in message
+    assert "line 1: no prompt (the row has neither `prompt` nor `turns`; its columns: question. Name " in message
+    assert "--column prompt=COLUMN" in message
     (tmp_path / "r.jsonl").write_text('{"prompt": "what", "image": "none.png", "responses": ["a"]}\n')
     message = failing(*call)
     assert "none.png" in message and "should hold" not in message

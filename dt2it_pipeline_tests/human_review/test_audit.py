@@ -261,10 +261,12 @@ def test_own_tables_with_wrong_contents_are_refused_or_cost_a_row(tmp_path: Path
         with pytest.raises(AuditError, match=message):
             export_table_audit(file, out)
     pd.DataFrame({"pair_id": ["p"], "chosen": ["c"]}).to_parquet(tmp_path / "short.parquet")
+    pd.DataFrame({"rejected_id": ["r"], "chosen": ["c"], "rejected": ["d"]}).to_parquet(tmp_path / "id.parquet")
     (tmp_path / "text.parquet").write_text("text")
     empty = own_table(tmp_path, 0)
     for file, message in (
-        (tmp_path / "short.parquet", "has no column rejected; it has: pair_id, chosen"),
+        (tmp_path / "short.parquet", r"has no column rejected; it has: pair_id, chosen\. Name .*--rejected COLUMN"),
+        (tmp_path / "id.parquet", "has no column chosen_id; it has: rejected_id, chosen, rejected$"),
         (tmp_path / "text.parquet", "cannot be read"),
         (tmp_path / "missing.csv", "cannot be read"),
         (empty, "has no pair"),

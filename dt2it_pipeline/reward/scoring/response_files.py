@@ -197,7 +197,11 @@ def _key(name: str, columns: Mapping[str, str]) -> str:
 def _no_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowError:
     there = ", ".join(map(str, row))[:200] or "none"
     prompt, turns = _key("prompt", columns), _key("turns", columns)
-    return RowError("no prompt", f"the row has neither {prompt} nor {turns}; its columns: {there}")
+    return RowError(
+        "no prompt",
+        f"the row has neither {prompt} nor {turns}; its columns: {there}. Name the one that holds it with "
+        "--column prompt=COLUMN",
+    )
 
 
 def _responses(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
