@@ -103,10 +103,12 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     found = [(file, _below(file, path)) for file in sorted(path.rglob("*")) if file.is_file()]
     files = [file for file, name in found if format_of(name) and not re.search(r"(?:^|/)\.", name)]
     files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
-    kinds = sorted({kind for file in files if (kind := format_of(file.name))})
+    kinds = {kind: _below(file, path) for file in reversed(files) if (kind := format_of(file.name))}
     if format is None and len(kinds) > 1:
+        names = ", ".join(f"{kind} ({kinds[kind]})" for kind in sorted(kinds))
         raise SourceError(
-            f"{path} holds files of several formats {kinds}; set `format` in the manifest, or name a file"
+            f"{path} holds files of several formats: {names}. Name one of its files in place of the folder, or a "
+            "folder with those of one format; a manifest may name the one to read as `format`"
         )
     files = [file for file in files if format in (None, format_of(file.name))]
     if not files and format is None:  # shards of a WebDataset

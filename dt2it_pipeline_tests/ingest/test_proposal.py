@@ -126,10 +126,38 @@ def test_absolute_paths_of_images_get_root_and_prefix(tmp_path: Path) -> None:
 
 def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
     data = written(tmp_path, [{"left": "a", "right": "b", "who": 1}])
-    with pytest.raises(SourceError, match="no adapter reads the columns left, right, who") as raised:
+    with pytest.raises(SourceError, match="it is not known what the columns left, right, who hold") as raised:
         propose(data)
-    assert str(raised.value).startswith(f"{data}: ")
-    assert "preferences: question, chosen, rejected" in str(raised.value)
+    assert str(raised.value).startswith(f"{data}: ") and "adapter" not in str(raised.value)
+    for form in ("chosen, rejected, or ", "first, second, verdict, or ", "answers, ratings, or "):
+        assert f"question, {form}" in str(raised.value)
+    assert str(raised.value).endswith(
+        ", for instance --column question=COLUMN --column chosen=COLUMN --column rejected=COLUMN"
+    )
+    with pytest.raises(SourceError, match="for instance --column rejected=COLUMN$"):
+        propose(written(tmp_path, [{"prompt": "What?", "chosen": "a"}]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"rejected": "bad"}, r" has no column 'bad' \(--column rejected=bad\); its columns: good, question$"),
+        ({"chosen": "good"}, ": column 'rejected' is not in line 1, .*; name it with --column rejected=COLUMN$"),
+        ({"second": "good"}, ": column 'first' is not in line 1, .*; name it with --column first=COLUMN$"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_its_option(
+    tmp_path: Path, columns: dict[str, str], words: str
+) -> None:
+    data = written(tmp_path, [{"good": "a", "question": "Why?"}])
+    with pytest.raises(SourceError, match=f"^{data}{words}"):
+        propose(data, columns)
+
+
+def test_faults_that_differ_in_the_rows_place_alone_are_counted_together(tmp_path: Path) -> None:
+    rows = [{"uid": n, "chosen": f"a {n}", "rejected": "b"} for n in range(12)]
+    with pytest.raises(SourceError, match=r"'conversation' is not in line 1, which has [^;]+\): 12$"):
+        propose(written(tmp_path, rows))
 
 
 @pytest.mark.parametrize(
