@@ -268,8 +268,8 @@ def _why_none(first: Row, found: tuple[str, ...], rows: int, trials: Sequence[_T
     nearest = min(lacking, key=lambda names: len(lacking[names]) / len(names))
     options = " ".join(f"--column {name}=COLUMN" for name in lacking[nearest])
     return (
-        f"it is not known what the columns {', '.join(found)} hold. Name those of one kind with --column FIELD=COLUMN "
-        f"({kinds}), for instance {options}"
+        f"rows with the columns {', '.join(found)} are of no known kind. Name those of one kind with "
+        f"--column FIELD=COLUMN ({kinds}), for instance {options}"
     )
 
 
@@ -295,8 +295,8 @@ def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str,
     best = max(counts, key=lambda folder: counts[folder])
     if counts[best]:
         return (base / best).resolve(), "", ""
-    question = f"The first image is {paths[0]!r}, which is not below {base}: fill in `media_root`, the folder of it."
-    return None, "", question
+    place = f"{paths[0]!r}, which is not below {base.absolute()}"
+    return None, "", f"The first image is {place}: fill in `media_root`, the folder of it."
 
 
 def _is_path(value: str) -> bool:
