@@ -130,8 +130,8 @@ def form_pairs_with_spares(
             aside.append(pa.concat_tables([made.faulty.rows, made.surplus.rows]).take(order))
     taken_pairs, quarantine = (pa.concat_tables(parts) for parts in (pairs, aside))
     if not taken_pairs.num_rows and prompts.num_rows:
-        counted = _nothing_formed(len(usable), responses.num_rows, quarantine["reason"].to_pylist(), settings)
-        raise PairingError(counted + _no_reference_met(prompts, usable))
+        reasons, missed = quarantine["reason"].to_pylist(), _no_reference_met(prompts, usable)
+        raise PairingError(_nothing_formed(len(usable), responses.num_rows, reasons, missed, settings))
     cut = bins.cut(taken_pairs, seed)
     full = (
         taken_pairs.filter(pa.array(cut)).select(["pair_id", "prompt_id", "strength", "source", "row_id"]).to_pylist()
@@ -331,7 +331,9 @@ def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> li
     return taken
 
 
-def _nothing_formed(prompts: int, responses: int, reasons: Sequence[str], settings: PairingSettings) -> str:
+def _nothing_formed(
+    prompts: int, responses: int, reasons: Sequence[str], missed: str, settings: PairingSettings
+) -> str:
     if responses and not prompts:
         return (
             f"no pair can be formed from {responses} responses: none has a usable judgement of every judge, in every "
@@ -340,7 +342,7 @@ def _nothing_formed(prompts: int, responses: int, reasons: Sequence[str], settin
     counts = Counter(reasons)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no prompt has two of them"
     return (
-        f"no pair can be formed from {responses} responses, those of {prompts} prompts usable: {found}. "
+        f"no pair can be formed from {responses} responses, those of {prompts} prompts usable: {found}. {missed}"
         "Draw more varied answers (sampling.samples, sampling.mismatched_samples, sampling.temperature)"
         + (f" or lower pairing.min_strength ({settings.min_strength:g})." if counts[WEAK] else ".")
     )
@@ -365,8 +367,8 @@ def _no_reference_met(prompts: pa.Table, usable: Mapping[str, Sequence[_Scored]]
     plain = (" ".join(each.split()) for each in example)
     text, reference = (each if len(each) <= _SHOWN else f"{each[:_SHOWN]}..." for each in plain)
     return (
-        f" No answer contains its reference; one is {text!r}, where {reference!r} is right. The model that answers "
-        "(sampling.model) may not know: ask what it can see in an image, or choose another model."
+        f"No answer contains its reference; one is {text!r}, where {reference!r} is right. The model that answers "
+        "(sampling.model) may not know: ask what it can see in an image, or choose another model. "
     )
 
 
