@@ -8,6 +8,7 @@ of the same name; a project without one uses the package's.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
@@ -15,6 +16,7 @@ from dt2it_pipeline.errors import UserError
 
 KINDS = ("recipes", "datasets", "benchmarks", "deepspeed", "prompts")  # the folders below configs/
 _PACKAGE = Path(__file__).resolve().parents[1]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class ConfigFileError(UserError, ValueError):
@@ -127,6 +129,15 @@ def model_path(name: str) -> str:
         return str(_PACKAGE / "demo" / "base_model")
     own = project_root() / name
     return str(own) if not Path(name).is_absolute() and _is_folder(own) else name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name may be one of the Hub, `owner/name`; a mistyped folder seldom may.
+
+    >>> is_hub_id("Qwen/Qwen3-VL-2B-Instruct"), is_hub_id("checkpoint"), is_hub_id("data/models/1"), is_hub_id("./a")
+    (True, False, False, False)
+    """
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _is_file(path: Path) -> bool:
