@@ -83,8 +83,7 @@ def find_config(kind: str, name: str) -> Path:
     for folder in config_folders(kind):
         if _is_file(folder / name):
             return folder / name
-    known = ", ".join(path.stem for path in config_files(kind, f"*{Path(name).suffix}").values()) or "none"
-    raise ConfigFileError(f"there is no {name} in {looked_in(kind)}; there are: {known}")
+    raise ConfigFileError(f"there is no {name}; {what_there_is(kind, f'*{Path(name).suffix}')}")
 
 
 def named_file(kind: str, name: str) -> Path:
@@ -108,6 +107,13 @@ def named_file(kind: str, name: str) -> Path:
 def looked_in(kind: str) -> str:
     """The places where files of one of KINDS are looked for, for errors."""
     return " or ".join(map(str, config_folders(kind)))
+
+
+def what_there_is(kind: str, pattern: str) -> str:
+    """The files of one of KINDS for errors, each place with its own, the project's first."""
+    files = config_files(kind, pattern).values()
+    named = {place: [path.stem for path in files if path.parent == place] for place in config_folders(kind)}
+    return "; ".join(f"{place} has: {', '.join(names) or 'none'}" for place, names in named.items())
 
 
 def artifact_home() -> Path:

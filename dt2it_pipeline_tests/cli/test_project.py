@@ -200,6 +200,7 @@ def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
     levels = {line.topic: line for line in flight_check()}
     assert levels["source my_pairs"].level == "ok" and levels["source my_pairs"].details["usable"] == 3
     assert levels["source prompts"].level == "error" and "No such file" in levels["source prompts"].text
+    assert levels["source prompts"].advice.startswith("write this file, or correct the manifest's path")
 
 
 def test_data_within_the_project_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_hub_ids_the_demo_model_and_model_folders_pass(tmp_path):
     [
         (
             "training: {deepspeed_config: zero9}",
-            r"training\.deepspeed_config: .*zero9\.json in .*configs/deepspeed; there are: .*zero2_cpu",
+            r"training\.deepspeed_config: .*zero9\.json; .*configs/deepspeed has: .*zero2_cpu",
         ),
         ("training: {base_model: /nowhere/m}", r"training\.base_model: there is no model folder /nowhere/m"),
         ("training: {base_model: ./models/m}", r"training\.base_model: there is no model folder \./models/m"),
