@@ -30,6 +30,7 @@ from dt2it_pipeline.storage.table_files import (
     is_longer,
     kind_of_file,
     read_table_file,
+    unreadable,
 )
 
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -189,7 +190,7 @@ def _opened(file: Path) -> _Table:
     try:
         too_long = kind in (".csv", ".tsv", ".json", ".jsonl") and is_longer(file, MOST_TEXT)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise AuditError(unreadable(file, error)) from error
     if too_long:
         raise AuditError(
             f"{file} has more than {MOST_TEXT >> 20} MiB of text, and a table in {kind} lies in memory as a whole; "
@@ -223,6 +224,8 @@ def _opened(file: Path) -> _Table:
             source = pads.dataset(whole)
         else:
             source = pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
+    except FileNotFoundError as error:
+        raise AuditError(unreadable(file, error)) from error
     except (OSError, pa.ArrowException) as error:
         raise AuditError(
             f"{file} cannot be read: {error}; give Parquet, or CSV or JSON Lines whose name ends in .csv or .jsonl"

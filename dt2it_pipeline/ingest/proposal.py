@@ -22,7 +22,7 @@ from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.auto import FURTHER, NEEDED, read_by_name, reading
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
-from dt2it_pipeline.ingest.reading import read_rows
+from dt2it_pipeline.ingest.reading import read_named
 from dt2it_pipeline.ingest.rows import ColumnError, Medium, Quarantined, Row, SourceError
 from dt2it_pipeline.media.root import MediaRoot
 
@@ -103,10 +103,7 @@ def propose(
         SourceError: it cannot be read, holds no rows, or none of the rows can be used.
         ManifestError: `columns` or `verdict` name something that is unknown.
     """
-    try:
-        read = list(read_rows(_provisional(data, columns, None, rows), data.parent))
-    except SourceError as error:
-        raise SourceError(str(error).removeprefix(f"source {_NAME!r}: ")) from error.__cause__
+    read = list(read_named(_provisional(data, columns, None, rows), data))
     whole = [row for row in read if isinstance(row, Row)]
     if not whole:
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")

@@ -176,7 +176,7 @@ def test_data_of_which_no_row_can_be_used_is_an_error(tmp_path: Path, row: dict[
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="No such file"):
+    with pytest.raises(SourceError, match="there is no file"):
         propose(tmp_path / "none.jsonl")
     (tmp_path / "rows.jsonl").write_text("{\n")
     with pytest.raises(SourceError, match="no row that can be read: malformed JSON in line 1"):
@@ -190,7 +190,7 @@ def test_an_unreadable_file_is_not_named_as_a_source(tmp_path: Path) -> None:
     """The user has named a file, and no source yet."""
     with pytest.raises(SourceError) as found:
         propose(tmp_path / "none.jsonl")
-    assert str(found.value) == f"cannot read {tmp_path}/none.jsonl: No such file or directory"
+    assert str(found.value) == f"there is no file {tmp_path}/none.jsonl"
 
 
 def test_meanings_of_verdicts_need_a_verdict_column(tmp_path: Path) -> None:
