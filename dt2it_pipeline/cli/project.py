@@ -37,11 +37,11 @@ def register(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project; made if there is none.")],
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             help="Your prompts, preference pairs or text-to-image preferences (JSON, JSON Lines, CSV, Parquet, an "
-            "archive or a folder of these). A manifest is proposed from the first rows.",
+            "archive or a folder of these); one of them. A manifest is proposed from the first rows.",
         ),
     ] = None,
     column: Columns = None,
@@ -54,13 +54,25 @@ def init(
     """Write a project: recipe, manifests and Dagster's settings. Nothing is overwritten."""
     from dt2it_pipeline.cli.new_project import write_project
 
+    if data is not None and len(data) > 1:
+        raise typer.BadParameter(_one_file(data))
     columns, values = assignments(column, "--column"), verdict_values(verdict)
-    made = write_project(folder, data, columns, values, postgres=postgres)
+    made = write_project(folder, data[0] if data else None, columns, values, postgres=postgres)
     if as_json:
         typer.echo(json.dumps(_project(made), ensure_ascii=False))
         return
     for line in _project_lines(made):
         typer.echo(line)
+
+
+def _one_file(data: list[Path]) -> str:
+    """Why a project begins with one of these files, and how it gets the others."""
+    second = shlex.quote(str(data[1]))
+    return (
+        f"--data is given {len(data)} times ({', '.join(map(str, data))}), and a project begins with one file. For "
+        f"each further one: `dt2it init OTHER --data {second}`, copy its manifest from OTHER/configs/datasets into "
+        "configs/datasets of this project, and add its name to `datasets` in this project's recipe"
+    )
 
 
 def check(

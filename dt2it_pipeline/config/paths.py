@@ -8,6 +8,7 @@ of the same name; a project without one uses the package's.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
@@ -15,6 +16,7 @@ from dt2it_pipeline.errors import UserError
 
 KINDS = ("recipes", "datasets", "benchmarks", "deepspeed", "prompts")  # the folders below configs/
 _PACKAGE = Path(__file__).resolve().parents[1]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class ConfigFileError(UserError, ValueError):
@@ -81,8 +83,7 @@ def find_config(kind: str, name: str) -> Path:
     for folder in config_folders(kind):
         if _is_file(folder / name):
             return folder / name
-    known = ", ".join(path.stem for path in config_files(kind, f"*{Path(name).suffix}").values()) or "none"
-    raise ConfigFileError(f"there is no {name} in {looked_in(kind)}; there are: {known}")
+    raise ConfigFileError(f"there is no {name}; {what_there_is(kind, f'*{Path(name).suffix}')}")
 
 
 def named_file(kind: str, name: str) -> Path:
@@ -108,6 +109,13 @@ def looked_in(kind: str) -> str:
     return " or ".join(map(str, config_folders(kind)))
 
 
+def what_there_is(kind: str, pattern: str) -> str:
+    """The files of one of KINDS for errors, each place with its own, the project's first."""
+    files = config_files(kind, pattern).values()
+    named = {place: [path.stem for path in files if path.parent == place] for place in config_folders(kind)}
+    return "; ".join(f"{place} has: {', '.join(names) or 'none'}" for place, names in named.items())
+
+
 def artifact_home() -> Path:
     """Folder of all artifacts: `DT2IT_HOME` if set, else data/ in the project."""
     return Path(os.environ.get("DT2IT_HOME") or project_root() / "data").absolute()
@@ -127,6 +135,15 @@ def model_path(name: str) -> str:
         return str(_PACKAGE / "demo" / "base_model")
     own = project_root() / name
     return str(own) if not Path(name).is_absolute() and _is_folder(own) else name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name may be one of the Hub, `owner/name`; a mistyped folder seldom may.
+
+    >>> is_hub_id("Qwen/Qwen3-VL-2B-Instruct"), is_hub_id("checkpoint"), is_hub_id("data/models/1"), is_hub_id("./a")
+    (True, False, False, False)
+    """
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _is_file(path: Path) -> bool:

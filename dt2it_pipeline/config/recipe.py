@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import Settings, fault_message, guessed_key, unit
-from dt2it_pipeline.config.paths import chosen_project, config_files, looked_in, named_file, project_root
+from dt2it_pipeline.config.paths import chosen_project, named_file, project_root, what_there_is
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.cleaning import CleaningSettings, DecontaminationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
@@ -221,8 +221,8 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
         raise RecipeError(f"recipe {full} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        known = ", ".join(config_files("recipes", "*.yaml")) or "none"
-        raise RecipeError(f"cannot read recipe {full}: {reason}; recipes in {looked_in('recipes')}: {known}") from error
+        known = what_there_is("recipes", "*.yaml")
+        raise RecipeError(f"cannot read recipe {full}: {reason}; {known}") from error
     return parse_recipe(text, where=chosen)
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.paths import ConfigFileError, find_config, model_path, project_root
+from dt2it_pipeline.config.paths import ConfigFileError, find_config, is_hub_id, model_path, project_root
 from dt2it_pipeline.config.recipe import Recipe, RecipeError
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_json
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HOST = re.compile(r"\S+\s+slots=\d+\s*(#.*)?")  # as DeepSpeed reads it
 
 
@@ -104,7 +103,7 @@ def _model_fault(name: str) -> str | None:
     folder = Path(model_path(name))
     if folder.is_dir():
         return None if (folder / "config.json").is_file() else f"the folder {name} holds no model: no config.json in it"
-    if _HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return None
     beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
     there = f"; in {folder.parent} there are: {', '.join(beside[:20])}" if beside else ""

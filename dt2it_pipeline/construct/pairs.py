@@ -20,6 +20,7 @@ import pyarrow as pa
 from dt2it_pipeline.config.sections.pairing import PairingSettings
 from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.judges.answer_matching import answers
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.quality import AGAINST
 from dt2it_pipeline.judges.rubric import OK
@@ -29,6 +30,7 @@ STAGE = "pairs"
 TIED, DISAGREE, WEAK = "tied", "judgements disagree on the order", "weaker than min_strength"
 IDENTICAL, SURPLUS, FULL = "near-identical texts", "prompt has enough pairs", "strength bin has enough pairs"
 _MANY, _PIECE = 50_000, 64  # responses from which on several processes help, and prompts that one takes at a time
+_SHOWN = 80  # characters of an answer in a message
 _LONG = 20  # words from which two texts that share nearly all of them count as one
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -128,7 +130,8 @@ def form_pairs_with_spares(
             aside.append(pa.concat_tables([made.faulty.rows, made.surplus.rows]).take(order))
     taken_pairs, quarantine = (pa.concat_tables(parts) for parts in (pairs, aside))
     if not taken_pairs.num_rows and prompts.num_rows:
-        raise PairingError(_nothing_formed(len(usable), responses.num_rows, quarantine["reason"].to_pylist(), settings))
+        reasons, missed = quarantine["reason"].to_pylist(), _no_reference_met(prompts, usable)
+        raise PairingError(_nothing_formed(len(usable), responses.num_rows, reasons, missed, settings))
     cut = bins.cut(taken_pairs, seed)
     full = (
         taken_pairs.filter(pa.array(cut)).select(["pair_id", "prompt_id", "strength", "source", "row_id"]).to_pylist()
@@ -328,7 +331,9 @@ def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> li
     return taken
 
 
-def _nothing_formed(prompts: int, responses: int, reasons: Sequence[str], settings: PairingSettings) -> str:
+def _nothing_formed(
+    prompts: int, responses: int, reasons: Sequence[str], missed: str, settings: PairingSettings
+) -> str:
     if responses and not prompts:
         return (
             f"no pair can be formed from {responses} responses: none has a usable judgement of every judge, in every "
@@ -337,9 +342,33 @@ def _nothing_formed(prompts: int, responses: int, reasons: Sequence[str], settin
     counts = Counter(reasons)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no prompt has two of them"
     return (
-        f"no pair can be formed from {responses} responses, those of {prompts} prompts usable: {found}. "
+        f"no pair can be formed from {responses} responses, those of {prompts} prompts usable: {found}. {missed}"
         "Draw more varied answers (sampling.samples, sampling.mismatched_samples, sampling.temperature)"
         + (f" or lower pairing.min_strength ({settings.min_strength:g})." if counts[WEAK] else ".")
+    )
+
+
+def _no_reference_met(prompts: pa.Table, usable: Mapping[str, Sequence[_Scored]]) -> str:
+    """That no answer contains its reference, with one of them; empty where one does, or no reference is a short one.
+
+    Prose and a yes or no are no such references: an answer may agree with them in other words.
+    """
+    example: tuple[str, str] | None = None
+    for prompt in prompts.select(["prompt_id", "reference"]).to_pylist():
+        wanted = answers.words(prompt["reference"] or "")
+        if not 0 < len(wanted) <= answers.MAX_PHRASE_WORDS or answers.polarity_word(wanted):
+            continue
+        for scored in usable.get(prompt["prompt_id"], ()):
+            if f" {' '.join(wanted)} " in f" {' '.join(answers.words(scored.row['text']))} ":
+                return ""
+            example = example or (scored.row["text"], prompt["reference"])
+    if example is None:
+        return ""
+    plain = (" ".join(each.split()) for each in example)
+    text, reference = (each if len(each) <= _SHOWN else f"{each[:_SHOWN]}..." for each in plain)
+    return (
+        f"No answer contains its reference; one is {text!r}, where {reference!r} is right. The model that answers "
+        "(sampling.model) may not know: ask what it can see in an image, or choose another model. "
     )
 
 

@@ -22,6 +22,7 @@ from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
 from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs
 from dt2it_pipeline.curate.preference_verdicts import Votes, given_verdicts, read_audit, read_verdicts, split_votes
 from dt2it_pipeline.curate.voters.margins import CurationError
+from dt2it_pipeline.human_review.own_tables import NAME_TEXTS
 
 _NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}
 _HASHED = 1 << 16  # ids that are Python objects at a time
@@ -256,8 +257,8 @@ def clean_given(
         shown = ", ".join(map(str, given.columns[:12]))
         raise CurationError(
             "pairs: nothing says that its rows are pairs: it has neither ids (pair_id, chosen_id) nor the texts chosen "
-            f"and rejected, and no columns of scores are named; it has {shown}. `read_preferences` reads other forms, "
-            "such as lists of answers, and gives this table"
+            f"and rejected, and no columns of scores are named; it has {shown}. Name the columns that hold the texts: "
+            f"{NAME_TEXTS}. `read_preferences` reads other forms, such as lists of answers, and gives this table"
         )
     unused = Unused()
     table = read_pairs(given, chosen, rejected)

@@ -20,7 +20,7 @@ from dt2it_pipeline.human_review.answers import Answers, read_answers
 from dt2it_pipeline.human_review.spreadsheet import AuditError, is_json_table, read_sheet
 from dt2it_pipeline.storage.atomic import read_parquet
 from dt2it_pipeline.storage.schemas import RecordError
-from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes
+from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes, unreadable
 
 COLUMNS = ("pair_id", "better_id", "auditor", "answers", "weight")
 _UNANSWERED = "rows without an answer"
@@ -195,7 +195,7 @@ def _read(file: Path) -> tuple[Answers, Mapping[str, float]]:
     try:
         content = plain_bytes(file)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror or error}; name the file of answers") from error
+        raise AuditError(f"{unreadable(file, error)}; name the file of answers") from error
     start, kind = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip(), kind_of_file(file)
     if kind != ".jsonl" and (kind == ".json" or start.startswith((b"[", b"{"))) and not is_json_table(content):
         return read_answers(file), {}

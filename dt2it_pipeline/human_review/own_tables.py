@@ -30,9 +30,11 @@ from dt2it_pipeline.storage.table_files import (
     is_longer,
     kind_of_file,
     read_table_file,
+    unreadable,
 )
 
 CHOSEN, REJECTED = "chosen", "rejected"
+NAME_TEXTS = "--chosen COLUMN --rejected COLUMN (in Python chosen= and rejected=)"  # how a caller does, for messages
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
 _FEW = 8  # rows that are looked at first
@@ -101,7 +103,8 @@ def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None =
     if ("chosen_id" in table.names) != ("rejected_id" in table.names):
         missing += [name for name in ("chosen_id", "rejected_id") if name not in table.names]
     if missing:
-        raise AuditError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(table.names)[:200]}")
+        hint = f". Name the columns that hold the texts: {NAME_TEXTS}" if {*missing} & {*texts.values()} else ""
+        raise AuditError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(table.names)[:200]}{hint}")
     light = [name for name in (*_IDS, "source", "probability") if name in table.names]
     try:
         frame = table.columns(light or list(texts.values())[:1])
@@ -187,7 +190,7 @@ def _opened(file: Path) -> _Table:
     try:
         too_long = kind in (".csv", ".tsv", ".json", ".jsonl") and is_longer(file, MOST_TEXT)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise AuditError(unreadable(file, error)) from error
     if too_long:
         raise AuditError(
             f"{file} has more than {MOST_TEXT >> 20} MiB of text, and a table in {kind} lies in memory as a whole; "
@@ -221,6 +224,8 @@ def _opened(file: Path) -> _Table:
             source = pads.dataset(whole)
         else:
             source = pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
+    except FileNotFoundError as error:
+        raise AuditError(unreadable(file, error)) from error
     except (OSError, pa.ArrowException) as error:
         raise AuditError(
             f"{file} cannot be read: {error}; give Parquet, or CSV or JSON Lines whose name ends in .csv or .jsonl"

@@ -29,7 +29,7 @@ from dt2it_pipeline.human_review.tasks import AUDIT, BETTER, FIRST, SECOND, TIE,
 from dt2it_pipeline.media.pair_rows import Row
 from dt2it_pipeline.storage.atomic import arrow_bytes
 from dt2it_pipeline.storage.records import writable
-from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes
+from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes, unreadable
 
 _MOST_CHARACTERS = 32_000  # of a cell; Excel holds 32,767 and spills the rest into other rows
 _FORMULA = (
@@ -157,7 +157,7 @@ def read_sheet(file: Path) -> Sheet:
     try:
         content = plain_bytes(file)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror or error}; name the file of answers") from error
+        raise AuditError(f"{unreadable(file, error)}; name the file of answers") from error
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise AuditError(f"{file} is a workbook; save it as CSV (in Excel: CSV UTF-8), and give that file")
     rows = _table_rows(content, file) if content.startswith(b"PAR1") else _text_rows(content, file)

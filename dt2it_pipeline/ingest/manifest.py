@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message, guessed_key
-from dt2it_pipeline.config.paths import config_files, config_folders, looked_in, named_file, project_root
+from dt2it_pipeline.config.paths import config_files, config_folders, named_file, project_root, what_there_is
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.errors import UserError
@@ -212,8 +212,7 @@ def _instead(name: str) -> str:
     close += [stem for stem in known if given and stem.startswith(given.lower()) and stem not in close]
     if given in known:  # by a path, where none was needed
         return f"did you mean {given}, which lies in configs/datasets? A path counts from the project's root"
-    places = looked_in("datasets")
-    return (f"did you mean {' or '.join(close)}? " if close else "") + f"{places} have: {', '.join(known)}"
+    return (f"did you mean {' or '.join(close)}? " if close else "") + what_there_is("datasets", "*.yaml")
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:

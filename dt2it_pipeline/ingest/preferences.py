@@ -20,7 +20,7 @@ from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters import ADAPTERS, auto
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
-from dt2it_pipeline.ingest.reading import read_rows
+from dt2it_pipeline.ingest.reading import read_named
 from dt2it_pipeline.ingest.rows import Conversation, Item, Quarantined, Row, SourceError, require_unicode
 from dt2it_pipeline.storage import content_ids, records, schemas
 
@@ -83,7 +83,7 @@ def read_preferences(
     known: dict[str, tuple[str, Any]] = {}  # a row's place, which is its id here -> its own id, the file's prompt_id
 
     def rows() -> Iterator[Row]:
-        for read in read_rows(manifest, path.parent):
+        for read in read_named(manifest, path):
             if isinstance(read, Quarantined):
                 aside.append(_aside(read, read.row_id, path.name))
                 continue

@@ -19,16 +19,17 @@ from pydantic import ValidationError
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
-from dt2it_pipeline.ingest.adapters.auto import NEEDED, read_by_name, reading
+from dt2it_pipeline.ingest.adapters.auto import FURTHER, NEEDED, read_by_name, reading
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
-from dt2it_pipeline.ingest.reading import read_rows
-from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
+from dt2it_pipeline.ingest.reading import read_named
+from dt2it_pipeline.ingest.rows import ColumnError, Medium, Quarantined, Row, SourceError
 from dt2it_pipeline.media.root import MediaRoot
 
 _ROWS = 20
 _NAME = "proposal"  # of the manifest that the first rows are read by; the user knows of none
 _REASONS = 3  # why no row can be used, that are named
+_PARTNERS = {"chosen": "rejected", "rejected": "chosen", "first": "second", "second": "first"}
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
 _MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "photos", "pictures", "videos", "..", "../images")
@@ -102,15 +103,15 @@ def propose(
         SourceError: it cannot be read, holds no rows, or none of the rows can be used.
         ManifestError: `columns` or `verdict` name something that is unknown.
     """
-    try:
-        read = list(read_rows(_provisional(data, columns, None, rows), data.parent))
-    except SourceError as error:
-        raise SourceError(str(error).removeprefix(f"source {_NAME!r}: ")) from error.__cause__
+    read = list(read_named(_provisional(data, columns, None, rows), data))
     whole = [row for row in read if isinstance(row, Row)]
     if not whole:
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
     found = tuple(name for name in dict.fromkeys(str(name) for row in whole for name in row.values) if name.strip())
+    if unknown := [(field, name) for field, name in (columns or {}).items() if name not in found]:
+        field, name = unknown[0]
+        raise SourceError(f"{data} has no column {name!r} (--column {field}={name}); its columns: {', '.join(found)}")
     if verdict:
         if "verdict" not in (columns or {}) and not any(Fields(row).column("verdict") for row in whole):
             raise SourceError(
@@ -119,10 +120,15 @@ def propose(
             )
         meanings = _provisional(data, columns, verdict, rows).verdict
         whole = [replace(row, verdict=meanings) for row in whole]
-    trials = [_tried(trial, whole) for trial in _trials(whole)]
+    try:
+        trials = [_tried(trial, whole) for trial in _trials(whole)]
+    except ColumnError as error:
+        lacking = [other for field, other in _PARTNERS.items() if field in whole[0].columns]
+        option = "".join(f"; name it with --column {other}=COLUMN" for other in lacking[:1])
+        raise SourceError(f"{data}: {error.detail}{option}") from error
     trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
     if not trials[0].usable:
-        raise SourceError(f"{data}: {_why_none(found, len(read), trials)}")
+        raise SourceError(f"{data}: {_why_none(whole[0], found, len(read), trials)}")
     best = trials[0]
     others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
     root, prefix, question = _media_place(best.media, data)
@@ -227,10 +233,14 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     mapped = [
         Row(str(place), row.values, trial.columns, trial.kind, row.where, row.verdict) for place, row in enumerate(rows)
     ]
+    places = {row.row_id: row.where for row in mapped}
+    first: dict[str, str] = {}  # faults that differ in the row's place alone -> as the first row has it
     usable: set[str] = set()
     for item in ADAPTERS[trial.adapter].items(iter(mapped)):
         if isinstance(item, Quarantined):
-            trial.faults[f"{item.reason} ({item.detail})" if item.detail else item.reason] += 1
+            fault = f"{item.reason} ({item.detail})" if item.detail else item.reason
+            place = places.get(item.row_id)
+            trial.faults[first.setdefault(fault.replace(place, "") if place else fault, fault)] += 1
         else:
             usable.add(item.row_id)
             trial.media.extend(item.media)
@@ -238,7 +248,7 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     return trial
 
 
-def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
+def _why_none(first: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
     """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
     for trial in trials:
         if trial.faults and (trial.adapter == "auto" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
@@ -247,9 +257,16 @@ def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> st
                 trial.faults[verdicts[0]] += trial.faults.pop(fault)
             reasons = "; ".join(f"{fault}: {count}" for fault, count in trial.faults.most_common(_REASONS))
             return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
-    needs = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in NEEDED.items())
+    needs = {kind: ", ".join(names) for kind, names in NEEDED.items()}
+    needs["preferences"] += "".join(f", or question, {', '.join(names)}" for names in FURTHER)
+    kinds = "; ".join(f"{kind}: {names}" for kind, names in needs.items())
+    fields = Fields(first)
+    lacking = {names: [name for name in names if fields.column(name) is None] for names in NEEDED.values()}
+    nearest = min(lacking, key=lambda names: len(lacking[names]) / len(names))
+    options = " ".join(f"--column {name}=COLUMN" for name in lacking[nearest])
     return (
-        f"no adapter reads the columns {', '.join(found)}. Name those of one kind ({needs}) with --column FIELD=COLUMN"
+        f"rows with the columns {', '.join(found)} are of no known kind. Name those of one kind with "
+        f"--column FIELD=COLUMN ({kinds}), for instance {options}"
     )
 
 
@@ -275,8 +292,8 @@ def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str,
     best = max(counts, key=lambda folder: counts[folder])
     if counts[best]:
         return (base / best).resolve(), "", ""
-    question = f"The first image is {paths[0]!r}, which is not below {base}: fill in `media_root`, the folder of it."
-    return None, "", question
+    place = f"{paths[0]!r}, which is not below {base.absolute()}"
+    return None, "", f"The first image is {place}: fill in `media_root`, the folder of it."
 
 
 def _is_path(value: str) -> bool:

@@ -39,7 +39,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
 from dt2it_pipeline.media.tar_files import BoundedTar, TarBoundsError
 
-__all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
+__all__ = ["SourceError", "data_files", "read_named", "read_rows", "read_unparsed", "row_of"]
 
 _DAMAGED = (
     EOFError,
@@ -63,6 +63,24 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
         SourceError: the source is missing, is not of its format, or must come from the Hub and has no pinned revision.
     """
     return (row_of(manifest, read) for read in read_unparsed(manifest, sources))
+
+
+def read_named(manifest: Manifest, data: Path) -> Iterator[Row | Quarantined]:
+    """The rows of data that a person names and that are no source of a project, so that errors name the data alone.
+
+    Args:
+        manifest: how it is read; its `path` is the data.
+        data: the same as it was given, for errors.
+
+    Raises:
+        SourceError: as `read_rows`, or there is no such file.
+    """
+    try:
+        yield from read_rows(manifest, data.parent)
+    except SourceError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not data.exists():
+            raise SourceError(f"there is no file {data}") from error.__cause__
+        raise SourceError(str(error).removeprefix(f"source {manifest.name!r}: ")) from error.__cause__
 
 
 def row_of(manifest: Manifest, read: Unparsed) -> Row | Quarantined:
@@ -103,10 +121,12 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     found = [(file, _below(file, path)) for file in sorted(path.rglob("*")) if file.is_file()]
     files = [file for file, name in found if format_of(name) and not re.search(r"(?:^|/)\.", name)]
     files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
-    kinds = sorted({kind for file in files if (kind := format_of(file.name))})
+    kinds = {kind: _below(file, path) for file in reversed(files) if (kind := format_of(file.name))}
     if format is None and len(kinds) > 1:
+        names = ", ".join(f"{kind} ({kinds[kind]})" for kind in sorted(kinds))
         raise SourceError(
-            f"{path} holds files of several formats {kinds}; set `format` in the manifest, or name a file"
+            f"{path} holds files of several formats: {names}. Name one of its files in place of the folder, or a "
+            "folder with those of one format; a manifest may name the one to read as `format`"
         )
     files = [file for file in files if format in (None, format_of(file.name))]
     if not files and format is None:  # shards of a WebDataset

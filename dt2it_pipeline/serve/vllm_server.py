@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.paths import is_hub_id, model_path
 from dt2it_pipeline.engines.lean_processes import quick_imports
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
@@ -94,20 +94,20 @@ def require_model(model: str) -> None:
     if Path(model_path(model)).is_dir() or ":" in model:
         return
     from huggingface_hub import constants, model_info
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     nowhere = f"{model} is no folder here"
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        raise ServeError(f"{nowhere}, and no id of a model on the Hub") from None
+    if not is_hub_id(model):
+        raise ServeError(f"{nowhere}, and no id of a model on the Hub (owner/name)")
     cached = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "snapshots"
     if cached.is_dir():
         return
     nowhere += " and not in the Hub's cache on this machine"
     if constants.HF_HUB_OFFLINE:
-        raise ServeError(f"{nowhere}, and HF_HUB_OFFLINE keeps it from being fetched; `hf download {model}` fetches it")
+        raise ServeError(
+            f"{nowhere}, and HF_HUB_OFFLINE keeps it from being fetched; `HF_HUB_OFFLINE=0 hf download {model}` "
+            "fetches it"
+        )
     try:
         model_info(model, timeout=_HUB_SECONDS)
     except RepositoryNotFoundError:

@@ -73,6 +73,19 @@ def delimiter_in(file: Path) -> str:
         return delimiter_of(stream.read(_HEADING).partition(b"\n")[0].decode("utf-8", "replace"))
 
 
+def unreadable(file: Path, error: Exception) -> str:
+    """Why a file that somebody names cannot be read, for errors.
+
+    >>> unreadable(Path("a.csv"), FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'there is no file a.csv'
+    >>> unreadable(Path("a.csv"), PermissionError(13, "Permission denied", "a.csv"))
+    'a.csv cannot be read: Permission denied'
+    """
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {file}"
+    return f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
 def plain_bytes(file: Path) -> bytes:
     """The bytes of a file, decompressed where its name says how.
 

@@ -321,11 +321,14 @@ def test_a_table_of_responses_is_scored_as_the_pipeline_scores_it(world: dict[st
 
 def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: Path) -> None:
     call = ["score", tmp_path / "r.jsonl", "--model", world["checkpoint"], "--output", tmp_path / "out.jsonl"]
+    assert failing(*call) == f"there is no file {tmp_path / 'r.jsonl'}"
+    (tmp_path / "r.jsonl").write_bytes(b"\xff")
     assert "r.jsonl cannot be read: " in failing(*call)
     (tmp_path / "r.jsonl").write_text('{"question": "what"}\n')
     message = failing(*call)
     assert "no row of" in message and "`responses` (a list of texts)" in message
-    assert "line 1: no prompt (the row has neither `prompt` nor `turns`; its columns: question)" in message
+    assert "line 1: no prompt (the row has neither `prompt` nor `turns`; its columns: question. Name " in message
+    assert "--column prompt=COLUMN" in message
     (tmp_path / "r.jsonl").write_text('{"prompt": "what", "image": "none.png", "responses": ["a"]}\n')
     message = failing(*call)
     assert "none.png" in message and "should hold" not in message

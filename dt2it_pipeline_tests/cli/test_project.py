@@ -200,6 +200,7 @@ def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
     levels = {line.topic: line for line in flight_check()}
     assert levels["source my_pairs"].level == "ok" and levels["source my_pairs"].details["usable"] == 3
     assert levels["source prompts"].level == "error" and "No such file" in levels["source prompts"].text
+    assert levels["source prompts"].advice.startswith("write this file, or correct the manifest's path")
 
 
 def test_data_within_the_project_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +220,23 @@ def test_data_within_the_project_is_named_from_there(tmp_path: Path, monkeypatch
 def test_data_that_cannot_be_read_writes_nothing(tmp_path: Path) -> None:
     assert dt2it("init", "mine", "--data", "none.jsonl").exit_code == 1
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_second_file_is_refused_with_the_way_it_gets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "my second"):
+        lines_file(tmp_path / f"{name}.jsonl", PAIRS)
+    made = dt2it("init", "mine", "--data", "first.jsonl", "--data", "my second.jsonl")
+    assert made.exit_code == 2 and not (tmp_path / "mine").exists()
+    assert "`dt2it init OTHER --data 'my second.jsonl'`" in made.stderr and "`datasets`" in made.stderr
+    # The way that it names:
+    assert dt2it("init", "mine", "--data", "first.jsonl").exit_code == 0
+    assert dt2it("init", "OTHER", "--data", "my second.jsonl").exit_code == 0
+    monkeypatch.chdir("mine")
+    Path("../OTHER/configs/datasets/my_second.yaml").rename("configs/datasets/my_second.yaml")
+    recipe = Path("configs/recipes/mine.yaml")
+    recipe.write_text(recipe.read_text().replace("[prompts, first]", "[prompts, first, my_second]"))
+    levels = {line.topic: line for line in flight_check()}
+    assert levels["source my_second"].level == "ok" and levels["source my_second"].details["usable"] == 3
 
 
 def test_a_verdict_of_no_side_is_named_with_its_option(tmp_path: Path) -> None:

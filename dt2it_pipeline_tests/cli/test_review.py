@@ -110,7 +110,8 @@ def test_pairs_without_ids_are_known_by_the_number_of_their_row(tmp_path: Path) 
 def test_a_table_that_cannot_be_drawn_from_is_refused_with_its_help_page(tmp_path: Path) -> None:
     pd.DataFrame({"pair_id": ["a"]}).to_parquet(tmp_path / "pairs.parquet")
     given = ["review", "sample", "--pairs", tmp_path / "pairs.parquet", "--output", tmp_path / "out"]
-    assert "has no column chosen, rejected" in failing(*given)
+    message = failing(*given)
+    assert "has no column chosen, rejected" in message and "--chosen COLUMN --rejected COLUMN" in message
     assert "More: docs/troubleshooting.md#audit" in invoke(*given).stderr
     assert not (tmp_path / "out").exists()
 

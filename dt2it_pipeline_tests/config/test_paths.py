@@ -126,12 +126,15 @@ def test_the_version_of_templates_changes_with_the_projects_file(project: Path) 
 
 def test_what_is_missing_names_both_places(project: Path) -> None:
     places = rf"{project}/configs/%s or {shipped_configs()}/%s"
-    with pytest.raises(ConfigFileError, match=rf"no none\.json in {places % (('deepspeed',) * 2)}; there are: zero2"):
+    own_first = rf"{project}/configs/%s has: (.*); {shipped_configs()}/%s has: "
+    with pytest.raises(ConfigFileError, match=rf"no none\.json; {own_first % (('deepspeed',) * 2)}zero2"):
         find_config("deepspeed", "none.json")
-    with pytest.raises(RecipeError, match=rf"recipes in {places % (('recipes',) * 2)}: .*demo\.yaml"):
+    with pytest.raises(RecipeError, match=rf"{own_first % (('recipes',) * 2)}.*demo"):
         load_recipe("nowhere")
-    with pytest.raises(ManifestError, match=rf"{places % (('datasets',) * 2)} have: .*povid"):
+    (project / "configs/datasets/zebras.yaml").write_text("name: zebras\n")
+    with pytest.raises(ManifestError, match=rf"{own_first % (('datasets',) * 2)}.*povid") as found:
         load_catalogue(("nothing_alike",))
+    assert "configs/datasets has: zebras; " in str(found.value)
     with pytest.raises(BenchmarkError, match=rf"'none' in {places % (('benchmarks',) * 2)}; known: .*vl_rewardbench"):
         get_entry("none")
 

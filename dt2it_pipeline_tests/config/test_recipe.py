@@ -104,7 +104,7 @@ def test_something_else_than_a_recipe_is_refused(text):
 
 def test_a_missing_recipe_lists_those_that_exist(monkeypatch):
     monkeypatch.setenv("DT2IT_RECIPE", "configs/recipes/nowhere.yaml")
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml: No such file.*demo\.yaml"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: No such file.*recipes has: .*demo"):
         load_recipe()
 
 

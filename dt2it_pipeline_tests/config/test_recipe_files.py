@@ -32,11 +32,12 @@ def test_hub_ids_the_demo_model_and_model_folders_pass(tmp_path):
     [
         (
             "training: {deepspeed_config: zero9}",
-            r"training\.deepspeed_config: .*zero9\.json in .*configs/deepspeed; there are: .*zero2_cpu",
+            r"training\.deepspeed_config: .*zero9\.json; .*configs/deepspeed has: .*zero2_cpu",
         ),
         ("training: {base_model: /nowhere/m}", r"training\.base_model: there is no model folder /nowhere/m"),
         ("training: {base_model: ./models/m}", r"training\.base_model: there is no model folder \./models/m"),
         ("sampling: {model: a/b/c}", r"sampling\.model: there is no model folder a/b/c"),
+        ("sampling: {model: checkpoint}", r"sampling\.model: there is no model folder checkpoint"),
         (
             "training: {hostfile: hosts, cache_vision: false}",
             r"training\.hostfile: cannot read .*hosts: No such file",

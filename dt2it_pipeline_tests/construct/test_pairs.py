@@ -14,9 +14,16 @@ from dt2it_pipeline.storage import content_ids, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row, response_rows
 
 
-def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: int = 0, prompts: int = 1, **settings):
+def _form(
+    tmp_path,
+    scored: dict[str, tuple[list[float], float | None]],
+    seed: int = 0,
+    prompts: int = 1,
+    reference: str | None = None,
+    **settings,
+):
     """Pairs of prompts that all have the same texts; text -> (score in each listwise order, pointwise score)."""
-    rows = [prompt_row(tmp_path, color) for color in COLORS[:prompts]]
+    rows = [prompt_row(tmp_path, color, reference=reference) for color in COLORS[:prompts]]
     responses, judgements = [], []
     for row in rows:
         for response in response_rows(row, *scored):
@@ -110,6 +117,22 @@ def test_no_pair_at_all_is_one_error_that_names_the_settings(tmp_path):
         _form(tmp_path, {"a": ([5.0], 5.0), "b": ([5.0], 5.0)})
     with pytest.raises(PairingError, match=r"pairing\.min_strength"):
         _form(tmp_path, {"a": ([5.2], 5.2), "b": ([5.0], 5.0)})
+
+
+def test_answers_that_all_miss_their_reference_are_shown_beside_it(tmp_path):
+    same = ([5.0], 5.0)
+    missed = {"word " * 40: same, "It is blue.": same}
+    words = r"1 tied.*No answer contains its reference; one is 'word word [^']{70}\.\.\.', where 'red' is right"
+    with pytest.raises(PairingError, match=words):
+        _form(tmp_path, missed)
+    for reference, texts in (
+        ("red", ["It is RED.", "blue"]),
+        ("yes", ["There is a red shape.", "Indeed."]),  # either may be right without the word
+        ("a shape that is all red and has four corners", ["red", "blue"]),
+    ):
+        with pytest.raises(PairingError) as found:
+            _form(tmp_path, dict.fromkeys(texts, same), reference=reference)
+        assert "1 tied" in str(found.value) and "reference" not in str(found.value)
 
 
 def test_a_target_histogram_is_met_and_what_is_beyond_it_is_quarantined(tmp_path):

@@ -84,7 +84,9 @@ def test_pairs_alone_stay_as_they_are() -> None:
 def test_rows_that_are_no_pairs_are_refused() -> None:
     lists = pd.DataFrame({"prompt": ["q"], "responses": [["a", "b"]], "ratings": [[1.0, 2.0]]})
     with pytest.raises(
-        CurationError, match=r"nothing says that its rows are pairs: .*it has prompt, responses, ratings"
+        CurationError,
+        match=r"nothing says that its rows are pairs: .*it has prompt, responses, ratings\. "
+        r"Name .*--chosen COLUMN --rejected COLUMN \(in Python chosen= and rejected=\)",
     ):
         clean_preferences(lists)
     assert len(clean_preferences(pd.DataFrame({"good": ["a"], "bad": ["b"]}), chosen="good", rejected="bad").pairs) == 1

@@ -199,7 +199,7 @@ def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AuditError, match=message):
         read_audit(tmp_path / name)
-    with pytest.raises(AuditError, match="No such file"):
+    with pytest.raises(AuditError, match=r"there is no file \S+; name the file of answers"):
         read_audit(tmp_path / "missing.csv")
 
 
@@ -261,12 +261,15 @@ def test_own_tables_with_wrong_contents_are_refused_or_cost_a_row(tmp_path: Path
         with pytest.raises(AuditError, match=message):
             export_table_audit(file, out)
     pd.DataFrame({"pair_id": ["p"], "chosen": ["c"]}).to_parquet(tmp_path / "short.parquet")
+    pd.DataFrame({"rejected_id": ["r"], "chosen": ["c"], "rejected": ["d"]}).to_parquet(tmp_path / "id.parquet")
     (tmp_path / "text.parquet").write_text("text")
     empty = own_table(tmp_path, 0)
     for file, message in (
-        (tmp_path / "short.parquet", "has no column rejected; it has: pair_id, chosen"),
+        (tmp_path / "short.parquet", r"has no column rejected; it has: pair_id, chosen\. Name .*--rejected COLUMN"),
+        (tmp_path / "id.parquet", "has no column chosen_id; it has: rejected_id, chosen, rejected$"),
         (tmp_path / "text.parquet", "cannot be read"),
-        (tmp_path / "missing.csv", "cannot be read"),
+        (tmp_path / "missing.csv", "there is no file .*missing.csv$"),
+        (tmp_path / "missing.parquet", "there is no file .*missing.parquet$"),
         (empty, "has no pair"),
     ):
         with pytest.raises(AuditError, match=message):

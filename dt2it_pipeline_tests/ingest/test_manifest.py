@@ -69,9 +69,9 @@ def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those
     mine = tmp_path / "mine.yaml"
     mine.write_text("name: mine\nkind: preferences\npath: p.jsonl\nmedia_root: .\nlicence: MIT\n")
     assert [manifest.name for manifest in load_catalogue((str(mine), "povid"))] == ["mine", "povid"]
-    with pytest.raises(ManifestError, match=r"there is no manifest .*nowhere\.yaml; .*configs/datasets have: .*povid"):
+    with pytest.raises(ManifestError, match=r"there is no manifest .*nowhere\.yaml; .*configs/datasets has: .*povid"):
         load_catalogue(("nowhere",))
-    with pytest.raises(ManifestError, match=r"there is no manifest .*xxx\.yaml; .*configs/datasets have: .*povid"):
+    with pytest.raises(ManifestError, match=r"there is no manifest .*xxx\.yaml; .*configs/datasets has: .*povid"):
         load_catalogue(("x" * 300,))
 
 

@@ -309,7 +309,7 @@ def test_files_that_are_of_no_use_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "half.jsonl").write_text('{"question": "q", "chosen": "a", "rejected": "b"}\n{"chosen')
     pairs, quarantine = read_preferences(tmp_path / "half.jsonl")
     assert (len(pairs), quarantine["reason"].tolist()) == (1, ["malformed JSON"])
-    assert "gone.json" in failing("style", tmp_path / "gone.json")
+    assert failing("style", tmp_path / "gone.json") == f"there is no file {tmp_path / 'gone.json'}"
 
 
 def test_columns_may_have_any_name(tmp_path: Path) -> None:

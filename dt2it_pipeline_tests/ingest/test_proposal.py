@@ -98,7 +98,7 @@ def test_several_readings_are_named(tmp_path: Path) -> None:
 def test_images_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
     found = propose(written(tmp_path, [pair(1, image="far/a.png")]))
     assert found.media_root is None
-    assert any("'far/a.png', which is not below" in question for question in found.questions)
+    assert any(f"'far/a.png', which is not below {tmp_path}:" in question for question in found.questions)
     assert "# TO BE ANSWERED: The first image is" in manifest_text(found, "ours", "x.jsonl", None)
 
 
@@ -126,10 +126,38 @@ def test_absolute_paths_of_images_get_root_and_prefix(tmp_path: Path) -> None:
 
 def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
     data = written(tmp_path, [{"left": "a", "right": "b", "who": 1}])
-    with pytest.raises(SourceError, match="no adapter reads the columns left, right, who") as raised:
+    with pytest.raises(SourceError, match="rows with the columns left, right, who are of no known kind") as raised:
         propose(data)
-    assert str(raised.value).startswith(f"{data}: ")
-    assert "preferences: question, chosen, rejected" in str(raised.value)
+    assert str(raised.value).startswith(f"{data}: ") and "adapter" not in str(raised.value)
+    for form in ("chosen, rejected, or ", "first, second, verdict, or ", "answers, ratings, or "):
+        assert f"question, {form}" in str(raised.value)
+    assert str(raised.value).endswith(
+        ", for instance --column question=COLUMN --column chosen=COLUMN --column rejected=COLUMN"
+    )
+    with pytest.raises(SourceError, match=r"for instance --column rejected=COLUMN$"):
+        propose(written(tmp_path, [{"prompt": "What?", "chosen": "a"}]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"rejected": "bad"}, r" has no column 'bad' \(--column rejected=bad\); its columns: good, question$"),
+        ({"chosen": "good"}, ": column 'rejected' is not in line 1, .*; name it with --column rejected=COLUMN$"),
+        ({"second": "good"}, ": column 'first' is not in line 1, .*; name it with --column first=COLUMN$"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_its_option(
+    tmp_path: Path, columns: dict[str, str], words: str
+) -> None:
+    data = written(tmp_path, [{"good": "a", "question": "Why?"}])
+    with pytest.raises(SourceError, match=f"^{data}{words}"):
+        propose(data, columns)
+
+
+def test_faults_that_differ_in_the_rows_place_alone_are_counted_together(tmp_path: Path) -> None:
+    rows = [{"uid": n, "chosen": f"a {n}", "rejected": "b"} for n in range(12)]
+    with pytest.raises(SourceError, match=r"'conversation' is not in line 1, which has [^;]+\): 12$"):
+        propose(written(tmp_path, rows))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +176,7 @@ def test_data_of_which_no_row_can_be_used_is_an_error(tmp_path: Path, row: dict[
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="No such file"):
+    with pytest.raises(SourceError, match="there is no file"):
         propose(tmp_path / "none.jsonl")
     (tmp_path / "rows.jsonl").write_text("{\n")
     with pytest.raises(SourceError, match="no row that can be read: malformed JSON in line 1"):
@@ -162,7 +190,7 @@ def test_an_unreadable_file_is_not_named_as_a_source(tmp_path: Path) -> None:
     """The user has named a file, and no source yet."""
     with pytest.raises(SourceError) as found:
         propose(tmp_path / "none.jsonl")
-    assert str(found.value) == f"cannot read {tmp_path}/none.jsonl: No such file or directory"
+    assert str(found.value) == f"there is no file {tmp_path}/none.jsonl"
 
 
 def test_meanings_of_verdicts_need_a_verdict_column(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     assert values(manifest(tmp_path / "data"), tmp_path) == ROWS
     first = fingerprint(manifest(tmp_path / "data"), tmp_path)
     (tmp_path / "data/3.json").write_text("[]")
-    with pytest.raises(SourceError, match=r"files of several formats \['json', 'jsonl'\]; set `format`"):
+    with pytest.raises(SourceError, match=r"several formats: json \(3\.json\), jsonl \(1\.jsonl\)\. Name one of"):
         values(manifest(tmp_path / "data"), tmp_path)
     assert values(manifest(tmp_path / "data", format="jsonl"), tmp_path) == ROWS
     (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[3:]))
@@ -232,7 +232,7 @@ def test_an_object_in_one_line_that_is_a_row_stays_one(tmp_path: Path, row: dict
         ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
         ("rows.tar", b"nothing", "cannot read .*rows.tar"),
         ("rows.zip", packed("zip", {"readme.txt": b"-"}), "holds no data file"),
-        ("rows.dat", b"", "the format of rows.dat is not known; set `format`"),
+        ("rows.dat", b"", r"the format of rows.dat is not known: let its name end in one of \.jsonl, "),
     ],
 )
 def test_a_file_that_is_not_of_its_format_is_one_clear_error(

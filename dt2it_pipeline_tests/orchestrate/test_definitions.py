@@ -154,7 +154,7 @@ JUDGES = "annotation: {judges: [{name: a}, {name: b}]}\n"
             r"error: \S+wrong\.yaml has 1 wrong setting\(s\):\n  roundz: unknown key; did you mean rounds\?\n",
         ),
         (f"name: x\ndatasets: [absent]\n{JUDGES}", r"error: datasets: there is no manifest \S+absent\.yaml; .+\n"),
-        (None, r"error: cannot read recipe \S+wrong\.yaml: No such file or directory; recipes in .+\n"),
+        (None, r"error: cannot read recipe \S+wrong\.yaml: No such file or directory; \S+recipes has: .+\n"),
     ],
 )
 def test_a_wrong_recipe_stops_before_any_work_and_is_all_that_is_said(tmp_path, text, said):

@@ -139,7 +139,8 @@ def _source(manifest: Manifest, recipe: Recipe, sources: Path, rows: int) -> Lin
         found = look_at_source(manifest, sources, rows)
     except SourceError as error:
         fault = str(error).removeprefix(f"source {manifest.name!r}: ")  # the topic has the name
-        return Line("error", topic, fault, "correct the manifest's path, format or columns")
+        write = "write this file, or " if isinstance(error.__cause__, FileNotFoundError) else ""
+        return Line("error", topic, fault, f"{write}correct the manifest's path, format or columns")
     except OSError as error:  # of the network, where a source lies on the Hub
         return Line("error", topic, f"cannot be read: {error}", "check the path, or the connection to the Hub")
     counts = ", ".join(f"{count} {reason}" for reason, count in found.quarantined.items())

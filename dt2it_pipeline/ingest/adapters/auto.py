@@ -18,12 +18,14 @@ from dt2it_pipeline.ingest.forms.sides import Judged
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row
 
 PAIRS, IMAGES = ("preferences", "truth", "benchmark"), ("t2i", "t2i_benchmark")
-# What a row must have, by kind, in the words of the manifest; other forms of pairs are in the docs.
+# What a row must have, by kind, in the words of the manifest.
 NEEDED = {
     "preferences": ("question", "chosen", "rejected"),
     "t2i": ("caption", "preferred", "other"),
     "prompts": ("question", "reference"),
 }
+# Other forms of pairs, in place of `chosen` and `rejected`.
+FURTHER = (("first", "second", "verdict"), ("answers", "ratings"), ("answers", "ranks"))
 _BESIDE = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
 
 

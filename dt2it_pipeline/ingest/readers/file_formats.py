@@ -82,7 +82,10 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
         else:
             yield from json_lines(text, prefix)
     else:
-        raise SourceError(f"the format of {name} is not known; set `format` in the manifest ({', '.join(FORMATS)})")
+        raise SourceError(
+            f"the format of {name} is not known: let its name end in one of {', '.join(EXTENSIONS)}, or set `format` "
+            f"in its manifest ({', '.join(FORMATS)})"
+        )
 
 
 def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from dt2it_pipeline.config.paths import is_hub_id
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.reward.families import FAMILIES, Family
 
@@ -50,16 +51,26 @@ def resolve_folder(path: str | Path) -> Path:
         if not own and (inside := _model_inside(folder)) is not None:
             raise CheckpointError(f"{folder} holds models and is none itself: it has no {CONFIG}. Name {inside}")
         return folder
-    if folder.is_absolute() or str(path).startswith("."):
-        raise CheckpointError(f"there is no model folder {path}")
-    from huggingface_hub import snapshot_download
+    seen = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
+    if not is_hub_id(str(path)):
+        raise CheckpointError(f"there is no model folder {path}{seen}")
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(str(path)))
     except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
+        offline = constants.HF_HUB_OFFLINE
+        if folder.parent.is_dir() and (offline or isinstance(error, RepositoryNotFoundError)):  # a path, and no owner
+            raise CheckpointError(f"there is no model folder {path}{seen}") from error
+        if offline:
+            raise CheckpointError(
+                f"{str(path)!r} is neither a folder{seen} nor in the Hub's cache on this machine, and HF_HUB_OFFLINE "
+                f"keeps it from being fetched; `HF_HUB_OFFLINE=0 hf download {path}` fetches it"
+            ) from error
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{str(path)!r} is neither a folder (seen from {Path.cwd()}) nor a model that the Hub gives: {reason}"
+            f"{str(path)!r} is neither a folder{seen} nor a model that the Hub gives: {reason}"
         ) from error
 
 

@@ -21,6 +21,7 @@ from dt2it_pipeline.ingest.rows import RowError, checked_text, medium
 from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first, without_markers
 from dt2it_pipeline.media.store import MediaError, store_image, store_video
 from dt2it_pipeline.storage import content_ids, schemas
+from dt2it_pipeline.storage.table_files import unreadable
 
 FORM = (
     "one JSON object per line: `responses` (a list of texts) or `chosen` and `rejected` (texts), `prompt` (a text) or "
@@ -96,7 +97,9 @@ def read_response_file(
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ResponseFileError(unreadable(path, error)) from error
+    except ValueError as error:
         raise ResponseFileError(f"{path} cannot be read: {error}; it should hold {FORM}") from error
     rows: list[dict[str, Any]] = []
     names: list[str] = []
@@ -197,7 +200,11 @@ def _key(name: str, columns: Mapping[str, str]) -> str:
 def _no_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowError:
     there = ", ".join(map(str, row))[:200] or "none"
     prompt, turns = _key("prompt", columns), _key("turns", columns)
-    return RowError("no prompt", f"the row has neither {prompt} nor {turns}; its columns: {there}")
+    return RowError(
+        "no prompt",
+        f"the row has neither {prompt} nor {turns}; its columns: {there}. Name the one that holds it with "
+        "--column prompt=COLUMN",
+    )
 
 
 def _responses(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:

@@ -42,11 +42,22 @@ def test_a_limit_that_is_no_number_is_named() -> None:
         score([{"turns": TURNS}], [["a"]], max_length="many")
 
 
-@pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing", "not a name"])
-def test_a_path_that_is_no_model_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["no/such/folder", "CHECKPOINT", "runs/nothing", "not a name", "../nothing"])
+def test_what_can_only_be_a_folder_is_named_as_one(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=f"'{path}' is neither a folder"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError) as found:
         RewardModel.from_pretrained(path)
+    assert str(found.value) == f"there is no model folder {path} (seen from {tmp_path})"
+
+
+def test_a_model_of_the_hub_that_may_not_be_fetched_is_named_with_what_fetches_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is neither a folder .*=0 hf download nobody/nothing`"):
+        RewardModel.from_pretrained("nobody/nothing")
 
 
 def test_a_folder_of_versions_names_the_one_in_force(tmp_path: Path) -> None:
