@@ -28,6 +28,7 @@ from dt2it_pipeline.observe.cores import usable_cores
 Piece = TypeVar("Piece")
 Made = TypeVar("Made")
 _AHEAD = 3  # pieces per process that wait or are worked on
+_LOOK = 0.5  # seconds between looks at the processes of a pool
 # What servers of workers import that run a model; see `ShardedJob.preloaded`.
 VLLM = "dt2it_pipeline.engines.launch.vllm_imports"
 TRANSFORMERS = "dt2it_pipeline.engines.launch.transformers_imports"
@@ -70,16 +71,21 @@ class Pool:
         arguments: tuple[Any, ...] = (),
     ) -> None:
         self._ahead, self._lost, self._pool = _AHEAD * processes, lost, None
+        self._over = threading.Event()
         if processes > 1:
             started = end_with_parent if start is None else start
             self._pool = ProcessPoolExecutor(processes, server(), initializer=started, initargs=arguments)
+            threading.Thread(target=_end_with_the_first, args=(self._pool, self._over), daemon=True).start()
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                self._over.set()
 
     def map(self, function: Callable[[Piece], Made], pieces: Iterable[Piece]) -> Iterator[Made]:
         """What a function of a module makes of every piece; a few pieces of each process lie in memory at a time.
@@ -100,6 +106,24 @@ class Pool:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(self._lost) from error
+
+
+def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event) -> None:
+    """End all processes of a pool once one of them has died, so that the pool notices in any case.
+
+    By itself it waits for ever where the dead one had sent a part of what it made, since others could still send the
+    rest for all it knows, and where another one ignores SIGTERM, as before `end_with_parent` in a program whose caller
+    ignores it.
+    """
+    results = pool._result_queue
+    while not over.wait(_LOOK):
+        processes = list((pool._processes or {}).values())
+        if any(process.exitcode not in (None, 0) for process in processes):
+            for process in processes:
+                process.kill()
+            # This process could send, too: now the end of what was sent is seen.
+            results._writer.close()  # type: ignore[attr-defined]
+            return
 
 
 def table_pool(processes: int, work: str, module: str) -> Pool:

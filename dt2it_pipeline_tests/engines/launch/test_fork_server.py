@@ -1,0 +1,42 @@
+"""A process of a pool dies at a bad moment: the work ends with an error and does not wait for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import pytest
+
+from dt2it_pipeline.engines.launch import fork_server
+from dt2it_pipeline.errors import WorkerError
+
+
+def dies_while_it_answers(piece: int) -> bytes:
+    """Be killed when the half of what was made is sent."""
+
+    def send_half(connection: Connection, buffer: memoryview) -> None:
+        os.write(connection.fileno(), bytes(buffer)[: len(buffer) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if piece == 0:
+        Connection._send = send_half  # type: ignore[attr-defined]
+    return bytes(1000)
+
+
+def dies_beside_one_that_ignores_sigterm(piece: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1)
+    if piece == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(3600)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("work", [dies_while_it_answers, dies_beside_one_that_ignores_sigterm])
+def test_a_death_ends_the_work_of_all(work: Callable[[int], object]) -> None:
+    pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
+    with pool, pytest.raises(WorkerError, match="one of two is lost"):
+        list(pool.map(work, range(4)))
