@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,10 @@ def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: C
     assert page.evaluate("document.activeElement.name") == "search"
     page.fill("input[name=search]", "onerror")
     page.wait_for_selector(".count:has-text('1 of 12')")
+    # Nor is the list drawn a second time, by the field that is gone: a click would meet a card that is replaced.
+    page.evaluate("document.querySelector('.card').old = true")
+    time.sleep(0.5)
+    assert page.evaluate("document.querySelector('.card').old")
     page.click(".card")
     page.wait_for_selector(".answers")
     shown = page.inner_text("main")

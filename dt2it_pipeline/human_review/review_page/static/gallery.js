@@ -58,6 +58,7 @@ export const list = {
 // Of the gallery that is shown now: it is drawn anew where a name is given, also while somebody types into a filter.
 let redraw = () => {};
 let restart = () => {};
+let typed = 0; // the timer of what is typed into a filter: one, since a list that is drawn anew has new fields
 export function mark(id, mine) { // shows an answer in the list without asking again
   for (const chunk of list.chunks.values()) {
     if (chunk instanceof Array) for (const row of chunk) if (row.id === id) row.mine = mine;
@@ -193,6 +194,7 @@ export function medium(kind, query, words = "") {
 }
 
 function changed() {
+  clearTimeout(typed);
   list.forget(); list.scroll = 0; list.stretch = 0;
   restart();
 }
@@ -204,16 +206,15 @@ function drawFilters(state) {
     made.addEventListener("change", () => { query[name] = made.value; changed(); });
     return made;
   };
-  const typed = (name, title, type, extra = {}) => {
+  const field = (name, title, type, extra = {}) => {
     const made = el("input", { name, type, "aria-label": title, placeholder: title, ...extra });
     made.value = name === "low" || name === "high" ? (query[name] === "" ? "" : String(Math.round(query[name] * 100))) : query[name];
-    let later = 0;
     made.addEventListener("input", () => {
       const value = made.value.trim();
       const share = Math.min(100, Math.max(0, Number(value))) / 100;
       query[name] = type === "number" ? (value === "" ? "" : String(share)) : value;
-      clearTimeout(later);
-      later = setTimeout(changed, 350);
+      clearTimeout(typed);
+      typed = setTimeout(changed, 350);
     });
     return made;
   };
@@ -235,9 +236,9 @@ function drawFilters(state) {
     opener.setAttribute("aria-expanded", String(!form.classList.toggle("closed")));
   } }); // on a phone alone: a wide window shows all filters
   form.append(
-    typed("search", "Search in texts", "search", { maxlength: "200" }), opener, ...lists.filter(Boolean),
-    el("span", { class: "range" }, "label ", typed("low", "from %", "number", { min: "0", max: "100", placeholder: "0" }), "to",
-      typed("high", "to %", "number", { min: "0", max: "100", placeholder: "100" }), "% likely right"),
+    field("search", "Search in texts", "search", { maxlength: "200" }), opener, ...lists.filter(Boolean),
+    el("span", { class: "range" }, "label ", field("low", "from %", "number", { min: "0", max: "100", placeholder: "0" }), "to",
+      field("high", "to %", "number", { min: "0", max: "100", placeholder: "100" }), "% likely right"),
     el("label", {}, disagree, " voters disagree"),
     el("button", { type: "button", text: "Clear", class: "quiet", onclick: () => {
       for (const name of Object.keys(query)) query[name] = name === "sort" ? query.sort : "";
