@@ -253,7 +253,7 @@ def clean_given(
             "right, swap the sides"
         )
     nothing = not chosen_scores and all(table is None or not len(table) for table in (scores, votes, audit))
-    if nothing and not {"chosen_id", "pair_id", chosen or CHOSEN} & set(given.columns):
+    if nothing and chosen is None and not {"chosen_id", "pair_id", CHOSEN} & set(given.columns):
         shown = ", ".join(map(str, given.columns[:12]))
         raise CurationError(
             "pairs: nothing says that its rows are pairs: it has neither ids (pair_id, chosen_id) nor the texts chosen "

@@ -83,6 +83,8 @@ def test_pairs_alone_stay_as_they_are() -> None:
 
 def test_rows_that_are_no_pairs_are_refused() -> None:
     lists = pd.DataFrame({"prompt": ["q"], "responses": [["a", "b"]], "ratings": [[1.0, 2.0]]})
+    with pytest.raises(CurationError, match=r"missing columns \['best'\]"):  # what is named is what is missed
+        clean_preferences(lists, chosen="best", rejected="worst")
     with pytest.raises(
         CurationError,
         match=r"nothing says that its rows are pairs: .*it has prompt, responses, ratings\. "

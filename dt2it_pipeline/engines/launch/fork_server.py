@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from dt2it_pipeline.errors import WorkerError
@@ -71,17 +72,19 @@ class Pool:
         arguments: tuple[Any, ...] = (),
     ) -> None:
         self._ahead, self._lost, self._pool = _AHEAD * processes, lost, None
-        self._over = threading.Event()
+        self._over, self._dead = threading.Event(), threading.Event()
         if processes > 1:
             started = end_with_parent if start is None else start
             self._pool = ProcessPoolExecutor(processes, server(), initializer=started, initargs=arguments)
-            threading.Thread(target=_end_with_the_first, args=(self._pool, self._over), daemon=True).start()
+            threading.Thread(target=_end_with_the_first, args=(self._pool, self._over, self._dead), daemon=True).start()
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._pool is not None:
+            if kind is not None and not issubclass(kind, Exception):  # somebody ends the program: nothing is waited for
+                _kill(self._pool)
             try:
                 self._pool.shutdown(cancel_futures=True)
             finally:
@@ -106,24 +109,35 @@ class Pool:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(self._lost) from error
+        except OSError as error:  # of one that was being started when another one died
+            if not self._dead.is_set():
+                raise
+            raise WorkerError(self._lost) from error
 
 
-def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event) -> None:
+def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event, dead: threading.Event) -> None:
     """End all processes of a pool once one of them has died, so that the pool notices in any case.
 
     By itself it waits for ever where the dead one had sent a part of what it made, since others could still send the
     rest for all it knows, and where another one ignores SIGTERM, as before `end_with_parent` in a program whose caller
-    ignores it.
+    ignores it. Processes that are being started meanwhile end at a later look.
     """
     results = pool._result_queue
     while not over.wait(_LOOK):
-        processes = list((pool._processes or {}).values())
-        if any(process.exitcode not in (None, 0) for process in processes):
-            for process in processes:
-                process.kill()
+        if dead.is_set() or any(each.exitcode not in (None, 0) for each in _processes(pool)):
+            dead.set()
+            _kill(pool)
             # This process could send, too: now the end of what was sent is seen.
             results._writer.close()  # type: ignore[attr-defined]
-            return
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in _processes(pool):
+        process.kill()
 
 
 def table_pool(processes: int, work: str, module: str) -> Pool:

@@ -40,3 +40,16 @@ def test_a_death_ends_the_work_of_all(work: Callable[[int], object]) -> None:
     pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
     with pool, pytest.raises(WorkerError, match="one of two is lost"):
         list(pool.map(work, range(4)))
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_waits_for_no_piece() -> None:
+    pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
+    with pytest.raises(KeyboardInterrupt), pool:
+        for _ in pool.map(sleeps_behind_the_first, range(4)):
+            raise KeyboardInterrupt
+
+
+def sleeps_behind_the_first(piece: int) -> None:
+    if piece:
+        time.sleep(3600)

@@ -58,7 +58,7 @@ export const list = {
 // Of the gallery that is shown now: it is drawn anew where a name is given, also while somebody types into a filter.
 let redraw = () => {};
 let restart = () => {};
-let typed = 0; // the timer of what is typed into a filter: one, since a list that is drawn anew has new fields
+let typed = 0; // the timer of what was typed into a filter and is not drawn: one, since a new list has new fields
 export function mark(id, mine) { // shows an answer in the list without asking again
   for (const chunk of list.chunks.values()) {
     if (chunk instanceof Array) for (const row of chunk) if (row.id === id) row.mine = mine;
@@ -66,6 +66,7 @@ export function mark(id, mine) { // shows an answer in the list without asking a
 }
 
 export function showGallery(main, state) {
+  if (typed) forget();
   const box = el("div", { class: "list" });
   const sizer = el("div", { class: "sizer" });
   const count = el("span", { class: "count", "aria-live": "polite" });
@@ -193,9 +194,14 @@ export function medium(kind, query, words = "") {
   return kind === "video" ? el("span", { class: "video", title: "first frame of a video" }, image) : image;
 }
 
-function changed() {
+function forget() { // the list of an earlier query, and that it was to be drawn anew
   clearTimeout(typed);
+  typed = 0;
   list.forget(); list.scroll = 0; list.stretch = 0;
+}
+
+function changed() {
+  forget();
   restart();
 }
 
@@ -214,7 +220,7 @@ function drawFilters(state) {
       const share = Math.min(100, Math.max(0, Number(value))) / 100;
       query[name] = type === "number" ? (value === "" ? "" : String(share)) : value;
       clearTimeout(typed);
-      typed = setTimeout(changed, 350);
+      typed = setTimeout(() => { if (made.isConnected) changed(); }, 350);
     });
     return made;
   };
@@ -242,7 +248,7 @@ function drawFilters(state) {
     el("label", {}, disagree, " voters disagree"),
     el("button", { type: "button", text: "Clear", class: "quiet", onclick: () => {
       for (const name of Object.keys(query)) query[name] = name === "sort" ? query.sort : "";
-      list.forget(); list.scroll = 0; list.stretch = 0;
+      forget();
       dispatchEvent(new HashChangeEvent("hashchange"));
     } }));
   return form;
