@@ -157,6 +157,21 @@ def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: C
     page.evaluate("document.querySelector('.card').old = true")
     time.sleep(0.5)
     assert page.evaluate("document.querySelector('.card').old")
+    # Nor is it by what was typed just before "Clear".
+    page.evaluate(
+        """() => {
+            const search = document.querySelector("input[name=search]");
+            search.value = "not there";
+            search.dispatchEvent(new Event("input"));
+            [...document.querySelectorAll("button")].find((each) => each.textContent === "Clear").click();
+        }"""
+    )
+    page.wait_for_selector(".count:has-text('12 pairs')")
+    page.evaluate("document.querySelector('.card').old = true")
+    time.sleep(0.5)
+    assert page.evaluate("document.querySelector('.card').old")
+    page.fill("input[name=search]", "onerror")
+    page.wait_for_selector(".count:has-text('1 of 12')")
     page.click(".card")
     page.wait_for_selector(".answers")
     shown = page.inner_text("main")
