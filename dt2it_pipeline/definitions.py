@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dt2it_pipeline.engines.lean_processes import quick_imports, search_rarely
 
-search_rarely()  # every process of Dagster's imports this module first
+search_rarely()  # each process of Dagster that loads the code location does so here
 with quick_imports():
     import dagster as dg
 
