@@ -16,7 +16,7 @@ from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
 from benchmarks.real_noise.measures import (
     same_share,
 )
-from benchmarks.real_noise.rebuild import main as rebuild
+from benchmarks.real_noise.rebuild.__main__ import main as rebuild
 from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
 from benchmarks.real_noise.sets import (
     SetError,

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.real_noise.judged import GENAI, JUDGEBENCH, REWARD_MODELS
-from benchmarks.real_noise.rebuild import main as rebuild
+from benchmarks.real_noise.rebuild.__main__ import main as rebuild
+from benchmarks.real_noise.rebuild.judged import GENAI, JUDGEBENCH, REWARD_MODELS
 from benchmarks.real_noise.sets import NoisySet, load_set
 
 

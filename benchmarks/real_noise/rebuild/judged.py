@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.real_noise.building import (
+from benchmarks.real_noise.rebuild.building import (
     Rows,
     Tables,
     add_pair,

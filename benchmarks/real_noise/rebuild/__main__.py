@@ -1,0 +1,66 @@
+"""Builds sets from files of their sources, which the user has downloaded.
+
+    python -m benchmarks.real_noise.rebuild llmbar_palm LLMBAR --output SETS
+    python -m benchmarks.real_noise.rebuild pandalm PANDALM --output SETS
+    python -m benchmarks.real_noise.rebuild tifa160 TIFA --ratings dsg_tifa160_anns.csv --output SETS
+    python -m benchmarks.real_noise.rebuild genai_images GENAI --output SETS        # or genai_edits, genai_videos
+    python -m benchmarks.real_noise.rebuild t2vscore T2V --output SETS
+    python -m benchmarks.real_noise.rebuild judgebench_grm JUDGEBENCH --output SETS # or judgebench_o1
+
+Each name in capitals is a checkout: LLMBAR of github.com/princeton-nlp/LLMBar (MIT), PANDALM of
+github.com/WeOpenML/PandaLM (Apache-2.0), TIFA of github.com/Yushi-Hu/tifa (Apache-2.0), GENAI of
+github.com/TIGER-AI-Lab/GenAI-Bench (MIT), T2V of github.com/linzhiqiu/t2v_metrics (Apache-2.0), whose `datasets/` has
+`dsg_tifa160_anns.csv`, too, and JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT). In
+`pandalm` and `tifa160` the annotator whose label is the noisy one is drawn, in `t2vscore` the pairs are: another seed
+gives another set.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.real_noise.rebuild import annotated, judged
+from benchmarks.real_noise.rebuild.building import Tables, write
+from benchmarks.real_noise.sets import SetError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    builders: dict[str, Callable[[argparse.Namespace], Tables]] = {
+        "llmbar_palm": lambda given: annotated.llmbar_palm(given.checkout),
+        "pandalm": lambda given: annotated.pandalm(given.checkout, given.seed),
+        "tifa160": lambda given: annotated.tifa160(given.checkout, given.ratings, given.seed),
+        "genai_images": lambda given: judged.genai_bench(given.checkout, given.set),
+        "genai_edits": lambda given: judged.genai_bench(given.checkout, given.set),
+        "genai_videos": lambda given: judged.genai_bench(given.checkout, given.set),
+        "t2vscore": lambda given: judged.t2vscore(given.checkout, given.seed),
+        "judgebench_grm": lambda given: judged.judgebench(given.checkout, "grm-gemma-2b"),
+        "judgebench_o1": lambda given: judged.judgebench(given.checkout, "o1"),
+    }
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_noise.rebuild",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("set", choices=tuple(builders))
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--ratings", type=Path, help="DSG's ratings, for tifa160")
+    parser.add_argument("--output", type=Path, required=True, help="folder in which the set's folder is made")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    if given.set == "tifa160" and given.ratings is None:
+        parser.error("tifa160 needs --ratings dsg_tifa160_anns.csv")
+    try:
+        tables = builders[given.set](given)
+    except FileNotFoundError as error:
+        parser.error(f"{error.filename} is missing; is {given.checkout} a checkout of the set's source?")
+    except SetError as error:
+        parser.error(str(error))
+    write(tables, given.output / given.set)
+    print(f"{given.output / given.set}: {len(tables['pairs'])} pairs")
+
+
+if __name__ == "__main__":
+    main()
