@@ -99,6 +99,19 @@ def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_thoug
     assert np.isnan(found.label_accuracy.before.estimate)
 
 
+def test_a_judge_with_its_sides_swapped_does_not_cancel_out_a_good_one() -> None:
+    world = noisy_world(400, 0.8, voters=0, judges=2, judge=0.85)
+    swapped = world.votes.copy()
+    turned = swapped["judge"] == swapped["judge"].iloc[-1]
+    swapped.loc[turned, "better_id"] = swapped.loc[turned, "better_id"].str.translate(str.maketrans("ab", "ba"))
+    found = clean_preferences(world.pairs, votes=swapped)
+    alone = clean_preferences(world.pairs, votes=world.votes[~turned])
+    pd.testing.assert_frame_equal(found.pairs, alone.pairs)
+    (note,) = set(found.notes) - set(alone.notes)
+    name = swapped["judge"].iloc[-1]
+    assert note.startswith(f"not used, since they agree with fewer than half of the labels: judge {name} (")
+
+
 def test_judges_may_have_numbers_for_names() -> None:
     world = noisy_world(40, judges=1)
     names = pd.Series(np.where(np.arange(40) % 2 == 0, 3.0, np.nan))

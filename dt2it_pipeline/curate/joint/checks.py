@@ -6,11 +6,12 @@ can be believed (`model`), and what follows for pairs (`decisions`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
+from dt2it_pipeline.curate.joint.evidence import JUDGE, VOTER, Evidence
 from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
 
 _STANDARD_ERRORS = 2.0
@@ -20,28 +21,35 @@ _NEARLY_ALL = 0.8  # of the pairs have a verdict that is no tie
 _FEWEST_TO_DOUBT = 10  # answers; fewer are too few to tell an auditor who guesses
 
 
-def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
-    """Without voters and judges that are against the labels clearly more often than for them, and a sentence on them.
+def opponents(evidence: Evidence, verdicts: np.ndarray, judges: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """Voters and judges that are against the labels clearly more often than for them, and a sentence on them.
 
     Where nothing is checked, labels are taken to be right more often than not, and so such a voter errs more often than
-    not. A model could use it the other way round; but more often its columns are swapped. Judges that saw a part of the
-    pairs are left alone: a good judge that is asked about doubtful labels disagrees with most of them.
+    not. A model could use it the other way round; but more often its columns are swapped. A judge counts by its own
+    verdicts, since beside it the lead of a good one comes to nothing. Judges that saw a part of the pairs are left
+    alone: a good judge that is asked about doubtful labels disagrees with most of them.
+
+    Args:
+        evidence: of n pairs.
+        verdicts: [n, J], for the label positive, against it negative, 0 for a tie or no verdict.
+        judges: J names.
+
+    Returns:
+        Bool [V + J], voters and then judges; and the sentence, None where there are none.
     """
-    features = evidence.features
+    voters = np.flatnonzero(evidence.of(VOTER))
+    said = [(VOTER, evidence.names[place], evidence.features[:, place]) for place in voters]
+    said += [(JUDGE, judge, verdicts[:, place]) for place, judge in enumerate(judges)]
+    judged = (verdicts != 0).any(axis=1).mean() if verdicts.size else 0.0
+    found = np.zeros(len(said), dtype=bool)
     against: dict[bool, list[str]] = {True: [], False: []}  # by whether it saw nearly all pairs
-    # Verdicts that cancel out are verdicts, too: they leave no lead.
-    judged = (features[:, evidence.of(NET_VERDICT, JUDGE)] != 0).any(axis=1).mean() if len(features) else 0.0
-    kinds = (VOTER, NET_VERDICT, JUDGE) if judged >= _NEARLY_ALL else (VOTER,)
-    for place in np.flatnonzero(evidence.of(*kinds)):
-        signs = np.sign(features[:, place])
-        seen = np.count_nonzero(signs)
-        if signs.sum() < -_STANDARD_ERRORS * np.sqrt(seen):
-            if features is evidence.features:  # copied only where something is left out: it may fill half the memory
-                features = features.copy()
-            features[:, place] = 0.0
-            against[bool(seen >= _NEARLY_ALL * len(signs))].append(
-                f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / seen:.0%})"
-            )
+    for place, (kind, name, column) in enumerate(said):
+        in_favour, seen = np.count_nonzero(column > 0), np.count_nonzero(column)
+        if kind == JUDGE and judged < _NEARLY_ALL:
+            continue
+        if 2 * in_favour - seen < -_STANDARD_ERRORS * np.sqrt(seen):
+            found[place] = True
+            against[bool(seen >= _NEARLY_ALL * len(column))].append(f"{kind} {name} ({in_favour / seen:.0%})")
     notes = []
     if against[True]:
         notes.append(
@@ -54,8 +62,7 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
             f"{', '.join(against[False])}; either they are the wrong way round, or that part was chosen because its "
             "labels are in doubt, and nothing is checked that could tell"
         )
-    note = "; ".join(notes) or None
-    return replace(evidence, features=features), note
+    return found, "; ".join(notes) or None
 
 
 def doubt_about_audit(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> str | None:

@@ -89,7 +89,8 @@ def gather_evidence(
     net = signs.sum(axis=1)
     level = np.minimum(np.abs(net), _MOST_LEVELS)
     levels = sorted(set(np.unique(level[level > 0]).astype(int).tolist()))
-    heard = [k for k in range(signs.shape[1]) if signs[:, k].any()] if signs.shape[1] > 1 else []
+    heard = [k for k in range(signs.shape[1]) if signs[:, k].any()]
+    heard = heard if len(heard) > 1 else []  # of one alone, the lead is its verdict
     first = np.zeros_like(signs) if shown_first is None else np.sign(shown_first) * (signs != 0)
     ordered = [k for k in range(first.shape[1]) if first[:, k].any()]
     kinds = [VOTER] * size + [NET_VERDICT] * len(levels) + [JUDGE] * len(heard) + [POSITION] * len(ordered) + [LENGTH]

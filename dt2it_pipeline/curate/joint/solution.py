@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_opponents
+from dt2it_pipeline.curate.joint.checks import doubt_about_audit, opponents
 from dt2it_pipeline.curate.joint.decisions import (
     DROPPED,
     FLIPPED,
@@ -163,19 +163,16 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
         label_accuracy: of the given labels, where it is known from elsewhere; an anchor.
         seed: of draws of the posterior.
     """
-    joined, trusted = _evidence(observed)
-    evidence = joined
-    anchors = Anchors(observed.checked, trusted, label_accuracy, observed.contradictions)
-    notes = []
-    if not anchors.enough:
-        evidence, unused = without_opponents(evidence)
-        notes += [unused] if unused else []
+    joined, known = _evidence(observed)
+    anchors = Anchors(observed.checked, known, label_accuracy, observed.contradictions)
+    evidence, anchors, unused = _usable(observed, joined, anchors)
+    trusted, notes = anchors.trusted, [unused] if unused else []
     model = fit_joint_model(evidence, anchors, observed.draw)
     doubt = doubt_about_audit(evidence, anchors, observed.draw)
     if doubt:
         decisions = as_given(evidence, anchors)
     else:
-        without = _without_audit(joined, anchors, observed.draw, prices.bound, seed)
+        without = _without_audit(observed, joined, replace(anchors, trusted=known), prices.bound, seed)
         decisions = decide(evidence, anchors, model, prices.bound, seed, without)
     decisions.outcome[observed.same_side] = DROPPED
     wanted, gain = _wanted(observed, evidence, model, decisions, prices)
@@ -213,25 +210,48 @@ def reason_codes(solution: Solution, same_side: np.ndarray) -> np.ndarray:
     )
 
 
-def _without_audit(evidence: Evidence, anchors: Anchors, draw: np.ndarray, bound: float, seed: int) -> Decisions | None:
+def _without_audit(observed: Observed, joined: Evidence, anchors: Anchors, bound: float, seed: int) -> Decisions | None:
     """What is decided without the answers of an audit; None where there are none."""
     if not np.any(anchors.checked):
         return None
     others = replace(anchors, checked=np.zeros_like(anchors.checked), contradictions=0)
-    if not others.enough:
-        evidence, _ = without_opponents(evidence)
-    return decide(evidence, others, fit_joint_model(evidence, others, draw), bound, seed)
+    evidence, others, _ = _usable(observed, joined, others)
+    return decide(evidence, others, fit_joint_model(evidence, others, observed.draw), bound, seed)
 
 
-def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
-    """Evidence of the pairs, and features of the trusted ones, scaled together."""
-    margins, verdicts, length, sources = observed.margins, observed.verdicts, observed.length, observed.sources
+def _usable(observed: Observed, joined: Evidence, anchors: Anchors) -> tuple[Evidence, Anchors, str | None]:
+    """Evidence and anchors, without an anchor those without opponents of the labels; and a sentence on these."""
+    if anchors.enough:
+        return joined, anchors, None
+    against, note = opponents(joined, observed.verdicts, observed.judges)
+    if note is None:
+        return joined, anchors, None
+    evidence, trusted = _evidence(observed, against)
+    return evidence, replace(anchors, trusted=trusted), note
+
+
+def _evidence(observed: Observed, unused: np.ndarray | None = None) -> tuple[Evidence, np.ndarray]:
+    """Evidence of the pairs, and features of the trusted ones, scaled together.
+
+    Args:
+        observed: what is known of the pairs.
+        unused: bool [V + J], voters and judges that count as if they had not been there; None: all count.
+    """
+    voters, judges = np.split(np.zeros(0, dtype=bool) if unused is None else unused, [len(observed.voters)])
+
+    def said(one: Observed | Trusted) -> tuple[np.ndarray, np.ndarray]:
+        if unused is None:
+            return one.margins, one.verdicts
+        return np.where(voters, np.nan, one.margins), np.where(judges, 0, one.verdicts)
+
+    (margins, verdicts), length, sources = said(observed), observed.length, observed.sources
     own, trusted = len(length), observed.trusted
     first = None if observed.shown_first is None else balanced_positions(observed.shown_first)
     if trusted is not None:  # those that nobody said anything about show nothing
-        heard = np.isfinite(trusted.margins).any(axis=1) | (trusted.verdicts != 0).any(axis=1)
-        margins = np.concatenate([margins, trusted.margins[heard]])
-        verdicts = np.concatenate([verdicts, trusted.verdicts[heard]])
+        known = said(trusted)
+        heard = np.isfinite(known[0]).any(axis=1) | (known[1] != 0).any(axis=1)
+        margins = np.concatenate([margins, known[0][heard]])
+        verdicts = np.concatenate([verdicts, known[1][heard]])
         length = np.append(length, trusted.length[heard])
         sources = np.append(sources, np.full(int(heard.sum()), ""))
         if first is not None and trusted.shown_first is not None:

@@ -36,7 +36,7 @@ def build_annotated_pairs(
         group=GROUP,
         part="curation",
         stage="annotate",
-        code_version="13",
+        code_version="14",
         kinds={"pytorch"},
         tables=("pairs", "prompts", "votes", "quarantine"),
         gpu=True,

@@ -43,7 +43,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
         group=GROUP,
         part="curation",
         stage="vote",
-        code_version="9",
+        code_version="10",
         kinds={"pandas"},
         tables=("pairs", "prompts", "trusted_pairs", "quarantine"),
         partitions_def=rounds,
