@@ -6,13 +6,18 @@
     python -m benchmarks.real_noise.rebuild genai_images GENAI --output SETS        # or genai_edits, genai_videos
     python -m benchmarks.real_noise.rebuild t2vscore T2V --output SETS
     python -m benchmarks.real_noise.rebuild judgebench_grm JUDGEBENCH --output SETS # or judgebench_o1
+    python -m benchmarks.real_noise.rebuild imagenhub_edits VIESCORE --output SETS  # or imagenhub_images
+    python -m benchmarks.real_noise.rebuild tcbench TCBENCH --output SETS
+    python -m benchmarks.real_noise.rebuild t2iscorescore TS2 --output SETS
 
 Each name in capitals is a checkout: LLMBAR of github.com/princeton-nlp/LLMBar (MIT), PANDALM of
 github.com/WeOpenML/PandaLM (Apache-2.0), TIFA of github.com/Yushi-Hu/tifa (Apache-2.0), GENAI of
 github.com/TIGER-AI-Lab/GenAI-Bench (MIT), T2V of github.com/linzhiqiu/t2v_metrics (Apache-2.0), whose `datasets/` has
-`dsg_tifa160_anns.csv`, too, and JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT). In
-`pandalm` and `tifa160` the annotator whose label is the noisy one is drawn, in `t2vscore` the pairs are: another seed
-gives another set.
+`dsg_tifa160_anns.csv`, too, JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT), VIESCORE of
+github.com/TIGER-AI-Lab/VIEScore (MIT), TCBENCH of github.com/weixi-feng/TC-Bench (MIT) and TS2 of
+github.com/michaelsaxon/T2IScoreScore (MIT). In `pandalm` and `tifa160` the annotator whose label is the noisy one is
+drawn, in `t2vscore`, `imagenhub_images` and `t2iscorescore` the pairs are, and both in `imagenhub_edits` and `tcbench`:
+another seed gives another set.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.real_noise.rebuild import annotated, judged
+from benchmarks.real_noise.rebuild import annotated, judged, pictured
 from benchmarks.real_noise.rebuild.building import Tables, write
 from benchmarks.real_noise.sets import SetError
 
@@ -38,6 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
         "t2vscore": lambda given: judged.t2vscore(given.checkout, given.seed),
         "judgebench_grm": lambda given: judged.judgebench(given.checkout, "grm-gemma-2b"),
         "judgebench_o1": lambda given: judged.judgebench(given.checkout, "o1"),
+        "imagenhub_edits": lambda given: pictured.imagenhub_edits(given.checkout, given.seed),
+        "imagenhub_images": lambda given: pictured.imagenhub_images(given.checkout, given.seed),
+        "tcbench": lambda given: pictured.tcbench(given.checkout, given.seed),
+        "t2iscorescore": lambda given: pictured.t2iscorescore(given.checkout, given.seed),
     }
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_noise.rebuild",
