@@ -6,13 +6,19 @@
     python -m benchmarks.real_noise.rebuild genai_images GENAI --output SETS        # or genai_edits, genai_videos
     python -m benchmarks.real_noise.rebuild t2vscore T2V --output SETS
     python -m benchmarks.real_noise.rebuild judgebench_grm JUDGEBENCH --output SETS # or judgebench_o1
+    python -m benchmarks.real_noise.rebuild wmt23_zhen ESA --ratings SIDE_BY_SIDE.tsv.tar.gz --output SETS
+    python -m benchmarks.real_noise.rebuild wmt23_ende ESA --output SETS
+    python -m benchmarks.real_noise.rebuild simplicity SIMPLICITY --output SETS
 
 Each name in capitals is a checkout: LLMBAR of github.com/princeton-nlp/LLMBar (MIT), PANDALM of
 github.com/WeOpenML/PandaLM (Apache-2.0), TIFA of github.com/Yushi-Hu/tifa (Apache-2.0), GENAI of
 github.com/TIGER-AI-Lab/GenAI-Bench (MIT), T2V of github.com/linzhiqiu/t2v_metrics (Apache-2.0), whose `datasets/` has
-`dsg_tifa160_anns.csv`, too, and JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT). In
-`pandalm` and `tifa160` the annotator whose label is the noisy one is drawn, in `t2vscore` the pairs are: another seed
-gives another set.
+`dsg_tifa160_anns.csv`, too, JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT), ESA of
+github.com/wmt-conference/ErrorSpanAnnotation (GPL-3.0), and SIMPLICITY of github.com/feralvam/metaeval-simplification
+(CC BY-NC-SA 4.0). SIDE_BY_SIDE is `generalMT2023/zhen/sxs_mqm_generalMT2023_zhen.3ratingsPerSegment` of
+github.com/google/wmt-mqm-human-evaluation (Apache-2.0). In `pandalm`, `tifa160` and `simplicity` the annotator whose
+label is the noisy one is drawn, in `t2vscore`, `wmt23_*` and `simplicity` the pairs are: another seed gives another
+set.
 """
 
 from __future__ import annotations
@@ -21,9 +27,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.real_noise.rebuild import annotated, judged
+from benchmarks.real_noise.rebuild import annotated, judged, rated
 from benchmarks.real_noise.rebuild.building import Tables, write
 from benchmarks.real_noise.sets import SetError
+
+RATINGS = {
+    "tifa160": "dsg_tifa160_anns.csv",
+    "wmt23_zhen": "sxs_mqm_generalMT2023_zhen.3ratingsPerSegment.tsv.tar.gz",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         "t2vscore": lambda given: judged.t2vscore(given.checkout, given.seed),
         "judgebench_grm": lambda given: judged.judgebench(given.checkout, "grm-gemma-2b"),
         "judgebench_o1": lambda given: judged.judgebench(given.checkout, "o1"),
+        "wmt23_zhen": lambda given: rated.wmt23_zhen(given.checkout, given.ratings, given.seed),
+        "wmt23_ende": lambda given: rated.wmt23_ende(given.checkout, given.seed),
+        "simplicity": lambda given: rated.simplicity(given.checkout, given.seed),
     }
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_noise.rebuild",
@@ -46,12 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("set", choices=tuple(builders))
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--ratings", type=Path, help="DSG's ratings, for tifa160")
+    parser.add_argument("--ratings", type=Path, help="DSG's ratings for tifa160, side-by-side ones for wmt23_zhen")
     parser.add_argument("--output", type=Path, required=True, help="folder in which the set's folder is made")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    if given.set == "tifa160" and given.ratings is None:
-        parser.error("tifa160 needs --ratings dsg_tifa160_anns.csv")
+    if given.set in RATINGS and given.ratings is None:
+        parser.error(f"{given.set} needs --ratings {RATINGS[given.set]}")
     try:
         tables = builders[given.set](given)
     except FileNotFoundError as error:
