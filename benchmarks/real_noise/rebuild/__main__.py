@@ -9,15 +9,21 @@
     python -m benchmarks.real_noise.rebuild imagenhub_edits VIESCORE --output SETS  # or imagenhub_images
     python -m benchmarks.real_noise.rebuild tcbench TCBENCH --output SETS
     python -m benchmarks.real_noise.rebuild t2iscorescore TS2 --output SETS
+    python -m benchmarks.real_noise.rebuild wmt23_zhen ESA --ratings SIDE_BY_SIDE.tsv.tar.gz --output SETS
+    python -m benchmarks.real_noise.rebuild wmt23_ende ESA --output SETS
+    python -m benchmarks.real_noise.rebuild simplicity SIMPLICITY --output SETS
 
 Each name in capitals is a checkout: LLMBAR of github.com/princeton-nlp/LLMBar (MIT), PANDALM of
 github.com/WeOpenML/PandaLM (Apache-2.0), TIFA of github.com/Yushi-Hu/tifa (Apache-2.0), GENAI of
 github.com/TIGER-AI-Lab/GenAI-Bench (MIT), T2V of github.com/linzhiqiu/t2v_metrics (Apache-2.0), whose `datasets/` has
 `dsg_tifa160_anns.csv`, too, JUDGEBENCH of github.com/ScalerLab/JudgeBench (its data set's card says MIT), VIESCORE of
-github.com/TIGER-AI-Lab/VIEScore (MIT), TCBENCH of github.com/weixi-feng/TC-Bench (MIT) and TS2 of
-github.com/michaelsaxon/T2IScoreScore (MIT). In `pandalm` and `tifa160` the annotator whose label is the noisy one is
-drawn, in `t2vscore`, `imagenhub_images` and `t2iscorescore` the pairs are, and both in `imagenhub_edits` and `tcbench`:
-another seed gives another set.
+github.com/TIGER-AI-Lab/VIEScore (MIT), TCBENCH of github.com/weixi-feng/TC-Bench (MIT), TS2 of
+github.com/michaelsaxon/T2IScoreScore (MIT), ESA of github.com/wmt-conference/ErrorSpanAnnotation (GPL-3.0), and
+SIMPLICITY of github.com/feralvam/metaeval-simplification (CC BY-NC-SA 4.0). SIDE_BY_SIDE is
+`generalMT2023/zhen/sxs_mqm_generalMT2023_zhen.3ratingsPerSegment` of github.com/google/wmt-mqm-human-evaluation
+(Apache-2.0). The annotator whose label is the noisy one is drawn in `pandalm`, `tifa160`, `imagenhub_edits`, `tcbench`
+and `simplicity`, and the pairs are in `t2vscore`, `imagenhub_*`, `tcbench`, `t2iscorescore`, `wmt23_*` and
+`simplicity`: another seed gives another set.
 """
 
 from __future__ import annotations
@@ -26,9 +32,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.real_noise.rebuild import annotated, judged, pictured
+from benchmarks.real_noise.rebuild import annotated, judged, pictured, rated
 from benchmarks.real_noise.rebuild.building import Tables, write
 from benchmarks.real_noise.sets import SetError
+
+RATINGS = {
+    "tifa160": "dsg_tifa160_anns.csv",
+    "wmt23_zhen": "sxs_mqm_generalMT2023_zhen.3ratingsPerSegment.tsv.tar.gz",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         "imagenhub_images": lambda given: pictured.imagenhub_images(given.checkout, given.seed),
         "tcbench": lambda given: pictured.tcbench(given.checkout, given.seed),
         "t2iscorescore": lambda given: pictured.t2iscorescore(given.checkout, given.seed),
+        "wmt23_zhen": lambda given: rated.wmt23_zhen(given.checkout, given.ratings, given.seed),
+        "wmt23_ende": lambda given: rated.wmt23_ende(given.checkout, given.seed),
+        "simplicity": lambda given: rated.simplicity(given.checkout, given.seed),
     }
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_noise.rebuild",
@@ -55,12 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("set", choices=tuple(builders))
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--ratings", type=Path, help="DSG's ratings, for tifa160")
+    parser.add_argument("--ratings", type=Path, help="DSG's ratings for tifa160, side-by-side ones for wmt23_zhen")
     parser.add_argument("--output", type=Path, required=True, help="folder in which the set's folder is made")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    if given.set == "tifa160" and given.ratings is None:
-        parser.error("tifa160 needs --ratings dsg_tifa160_anns.csv")
+    if given.set in RATINGS and given.ratings is None:
+        parser.error(f"{given.set} needs --ratings {RATINGS[given.set]}")
     try:
         tables = builders[given.set](given)
     except FileNotFoundError as error:
