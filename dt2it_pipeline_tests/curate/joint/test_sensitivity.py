@@ -12,7 +12,7 @@ from dt2it_pipeline.curate.joint import sensitivity as module
 from dt2it_pipeline.curate.joint.decisions import DROPPED, KEPT, decide
 from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
-from dt2it_pipeline.curate.joint.sensitivity import ASSUMED, COLUMNS, _bounds, sensitivity
+from dt2it_pipeline.curate.joint.sensitivity import ASSUMED, COLUMNS, _bounds, assumption, sensitivity
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -67,6 +67,18 @@ def test_the_truth_lies_between_the_bounds_of_the_assumption_that_is_so(annotato
         assert table["accuracy_after"].is_monotonic_increasing
     if shared == 0 and annotators >= 0.7:  # what annotators near chance show of labels is mostly the prior
         assert row["accuracy_after"] == pytest.approx(true, abs=0.11)
+
+
+def test_what_an_estimate_assumes_is_counted_from_its_probabilities() -> None:
+    """Annotators are for the first two labels: they err on 0.1 and 0.3 wrong ones, and on 0.6 and 0.2 right ones."""
+    none = np.empty((5, 0))
+    margins = np.array([1.0, 2.0, -1.0, -2.0, 0.0])[:, None]
+    evidence = gather_evidence(margins, ["v"], none, [], np.zeros(5), np.full(5, ""))
+    anchors = Anchors(np.zeros(5, dtype=int), np.empty((0, evidence.features.shape[1])))
+    found = assumption(evidence, fit_joint_model(evidence, anchors, np.arange(5)), np.array([0.9, 0.7, 0.6, 0.2, 0.4]))
+    assert found is not None and found.sides.tolist() == [1, 1, -1, -1, 0]
+    assert found.annotator_accuracy == pytest.approx(1 - 1.2 / 4)
+    assert found.right_where_they_err == pytest.approx(0.8 / 1.2)
 
 
 def test_without_evidence_there_is_no_line() -> None:
