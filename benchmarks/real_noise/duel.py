@@ -92,11 +92,11 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
 
     A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
     label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}; `after` is the label accuracy
-    of kept pairs as a method states it: estimate, low, high. One of the project's methods also has `against`, by kind
-    of simple baselines: the best `rival`, the `advantage` over it, and `by_chance` and `if_alike`: numbers of the
-    resamples in which a method that is as good as that rival counts as worse. Resamples of the same number draw the
-    same pairs of a set. `bounds` are those of a sensitivity table, over all its assumptions, and `assumed` is a
-    `measures.Assumed` of the claim.
+    of kept pairs as a method states it: estimate, low, high. The project's methods and the simple ones also have
+    `against`, by kind of simple baselines without the method itself: the best `rival`, the `advantage` over it, and
+    `by_chance` and `if_alike`: numbers of the resamples in which a method that is as good as that rival counts as
+    worse. Resamples of the same number draw the same pairs of a set. `bounds` are those of a sensitivity table, over
+    all its assumptions, and `assumed` is a `measures.Assumed` of the claim.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -159,7 +159,9 @@ def _one(
                 kept = made["keep"].to_numpy(dtype=bool)
                 under = under_assumptions(shares, sides[measured], table, made["probability"].to_numpy(), right, kept)
                 assumes = {} if under is None else {"assumed": asdict(under)}
-            against = {"against": _against(made, right, rivals, counts, plan.seed)} if name in OURS else {}
+            others = {other: answer for other, answer in rivals.items() if other != name}
+            compared = name in OURS or name in SIMPLE
+            against = {"against": _against(made, right, others, counts, plan.seed)} if compared else {}
             yield (
                 head
                 | asdict(found)

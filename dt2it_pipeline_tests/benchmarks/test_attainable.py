@@ -64,7 +64,8 @@ def test_the_project_s_methods_are_compared_with_both_kinds_of_rivals(tmp_path: 
     given = load_set(write_set(tmp_path / "one", 60))
     records, _ = duel.run([given], duel.Plan([None], repeats=1, methods=["paper", "nothing"]))
     ours = [r for r in records if r["method"] == "paper"]
-    assert ours and all("against" not in r for r in records if r["method"] == "nothing")
+    nothing = [r for r in records if r["method"] == "nothing"]
+    assert ours and nothing and all(each["rival"] != "nothing" for r in nothing for each in r["against"].values())
     for record in ours:
         assert record["against"]["all"]["rival"] == record["rival"]
         assert record["against"]["all"]["advantage"] == record["advantage"]
