@@ -267,10 +267,11 @@ def calibrate(
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.evaluate.calibrate import calibrate as fit
     from dt2it_pipeline.reward.calibration import CalibrationError, card_entry
+    from dt2it_pipeline.storage.table_files import no_file
 
     for file in (pairs, prompts, audit, sample):
-        if file is not None and not file.exists():
-            raise CommandError(f"there is no file {file}")
+        if file is not None and (not file.exists() or file.is_dir()):
+            raise CommandError(no_file(file))
     if sample is not None and audit is None:
         raise typer.BadParameter("--sample says what the answers of --audit stand for: give both")
     work = Path(f"{checkpoint}.calibration")
@@ -326,9 +327,10 @@ def card(
 ) -> None:
     """Write benchmark figures into a checkpoint's model card: a table, and the `model-index` that the Hub reads."""
     from dt2it_pipeline.storage.atomic import read_given_parquet
+    from dt2it_pipeline.storage.table_files import no_file
 
     if not figures.is_file():
-        raise CommandError(f"there is no file {figures}")
+        raise CommandError(no_file(figures))
     rows = read_given_parquet(figures, "benchmark_figures").to_pylist()
     names = sorted({row["model"] for row in rows})
     if model is None and len(names) != 1:

@@ -87,6 +87,7 @@ def train(
     from dt2it_pipeline.reward.too_long import left_out
     from dt2it_pipeline.reward.training.job import TrainJob
     from dt2it_pipeline.storage.atomic import read_parquet
+    from dt2it_pipeline.storage.table_files import no_file
 
     file = recipe.resolve() if recipe is not None and recipe.is_file() else recipe
     chosen = load_recipe(file)
@@ -96,7 +97,7 @@ def train(
         raise CommandError(f"{output} exists already; name a new folder")
     for file in (pairs, prompts):
         if not file.is_file():
-            raise CommandError(f"there is no file {file}")
+            raise CommandError(no_file(file))
     if not media.is_dir():
         raise CommandError(f"there is no folder {media}")
     work = output.with_name(f"{output.name}.work")

@@ -112,6 +112,7 @@ def run(
 ) -> None:
     """Run a job of the recipe, as `dagster job execute` does; finished stages are used again."""
     from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.storage.table_files import no_file
 
     if (job in _PARTITIONED) != (number is not None):
         wanted = "needs --round" if job in _PARTITIONED else "takes no --round"
@@ -120,6 +121,8 @@ def run(
         raise typer.BadParameter("--model is for the job benchmark, without --config")
     if job is Job.benchmark and model is None and config is None:
         raise typer.BadParameter("the job benchmark needs --model (or --config)")
+    if config is not None and not config.is_file():
+        raise CommandError(no_file(config))
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
     _require_choice(chosen)
     bound = load_recipe(chosen).rounds

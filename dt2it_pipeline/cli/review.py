@@ -20,14 +20,14 @@ from dt2it_pipeline.cli.options import (
     round_store,
 )
 from dt2it_pipeline.cli.review_page import serve
-from dt2it_pipeline.cli.terminal import CommandError, counted, note, show
+from dt2it_pipeline.cli.terminal import CommandError, Group, counted, note, show
 
 _PLACES = 5  # of answers that are no votes, that are shown for one reason
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    review = typer.Typer(no_args_is_help=True, help="Let people decide undecided pairs, and check others.")
+    review = typer.Typer(cls=Group, no_args_is_help=True, help="Let people decide undecided pairs, and check others.")
     review.command("serve")(serve)
     review.command("export")(export_tasks)
     review.command("sample")(sample)

@@ -40,7 +40,26 @@ class CommandError(UserError, ValueError):
     """A command cannot go on; the message says why and what to do."""
 
 
-class Commands(TyperGroup):
+class Group(TyperGroup):
+    """Commands whose options and arguments refuse empty text: as a path it would be the folder one stands in."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As of typer. Raises typer.BadParameter where a value of the command is empty and is not plain text."""
+        name, command, rest = super().resolve_command(ctx, args)
+        options = {option: each for each in getattr(command, "params", ()) for option in each.opts}
+        for before, given in zip(("", *rest), rest, strict=False):
+            option, _, value = given.partition("=") if given.startswith("--") and "=" in given else (before, "", given)
+            if value or (option.startswith("-") and option not in options):  # of a program that the command starts
+                continue
+            parameter = options.get(option) if option.startswith("-") else None
+            if parameter is None or parameter.is_flag:
+                raise typer.BadParameter(f"{name}: an argument is empty")
+            if parameter.metavar != "TEXT":
+                raise typer.BadParameter(f"{option} is empty: give {parameter.metavar or 'a value'}, or leave it out")
+        return name, command, rest
+
+
+class Commands(Group):
     """The group of all commands: errors of this package become one line, `error: ...`, and an exit code.
 
     1: what was asked for cannot be done. 2: it was asked for in the wrong way. With `--debug`, errors of the first kind

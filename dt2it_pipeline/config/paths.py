@@ -16,7 +16,7 @@ from dt2it_pipeline.errors import UserError
 
 KINDS = ("recipes", "datasets", "benchmarks", "deepspeed", "prompts")  # the folders below configs/
 _PACKAGE = Path(__file__).resolve().parents[1]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
 
 
 class ConfigFileError(UserError, ValueError):
@@ -138,12 +138,15 @@ def model_path(name: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model's name may be one of the Hub, `owner/name`; a mistyped folder seldom may.
+    """Whether a name may be that of a repository of the Hub, `owner/name`; a mistyped folder seldom may.
+
+    The rule is that of `huggingface_hub.utils.validate_repo_id`, which also takes names without an owner.
 
     >>> is_hub_id("Qwen/Qwen3-VL-2B-Instruct"), is_hub_id("checkpoint"), is_hub_id("data/models/1"), is_hub_id("./a")
     (True, False, False, False)
     """
-    return _HUB_ID.fullmatch(name) is not None
+    never = "--" in name or ".." in name or name.endswith(".git")
+    return not never and _HUB_ID.fullmatch(name) is not None
 
 
 def _is_file(path: Path) -> bool:

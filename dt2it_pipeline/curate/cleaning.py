@@ -34,7 +34,7 @@ from dt2it_pipeline.curate.voters.margins import CurationError, Margins, check_c
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.storage.schemas import ADDED_COLUMNS, SCHEMAS
-from dt2it_pipeline.storage.table_files import key_strings
+from dt2it_pipeline.storage.table_files import key_strings, no_file
 
 KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
@@ -149,8 +149,8 @@ def clean_files(
         CurationError: as `clean_pairs`; a file cannot be read; or `output` holds something else.
     """
     for file in (pairs, *scores, *([] if votes is None else [votes]), *verifier_scores):
-        if not file.exists():
-            raise CurationError(f"there is no file {file}")
+        if not file.is_file():
+            raise CurationError(no_file(file))
     try:
         target = replaceable(output, MARKER, "output of curation")
     except OutputFolderError as error:

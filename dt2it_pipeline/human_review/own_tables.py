@@ -29,6 +29,7 @@ from dt2it_pipeline.storage.table_files import (
     delimiter_in,
     is_longer,
     kind_of_file,
+    no_file,
     read_table_file,
     unreadable,
 )
@@ -224,9 +225,9 @@ def _opened(file: Path) -> _Table:
             source = pads.dataset(whole)
         else:
             source = pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
-    except FileNotFoundError as error:
-        raise AuditError(unreadable(file, error)) from error
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) or file.is_dir():
+            raise AuditError(no_file(file)) from error
         raise AuditError(
             f"{file} cannot be read: {error}; give Parquet, or CSV or JSON Lines whose name ends in .csv or .jsonl"
         ) from error

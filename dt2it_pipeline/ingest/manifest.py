@@ -11,7 +11,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message, guessed_key
-from dt2it_pipeline.config.paths import config_files, config_folders, named_file, project_root, what_there_is
+from dt2it_pipeline.config.paths import (
+    config_files,
+    config_folders,
+    is_hub_id,
+    named_file,
+    project_root,
+    what_there_is,
+)
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.errors import UserError
@@ -110,6 +117,8 @@ class Manifest(Settings):
     def _is_whole(self) -> Manifest:
         if self.path is None and self.hub is None:
             raise ValueError("name the source's place: `path`, `hub` or both")
+        if self.hub is not None and not is_hub_id(self.hub):
+            raise ValueError(f"`hub`: {self.hub!r} is no id of the Hub (owner/name)")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`, which is not given")
         try:

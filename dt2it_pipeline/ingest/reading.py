@@ -38,6 +38,7 @@ from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unpa
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
 from dt2it_pipeline.media.tar_files import BoundedTar, TarBoundsError
+from dt2it_pipeline.storage.table_files import no_file
 
 __all__ = ["SourceError", "data_files", "read_named", "read_rows", "read_unparsed", "row_of"]
 
@@ -78,8 +79,8 @@ def read_named(manifest: Manifest, data: Path) -> Iterator[Row | Quarantined]:
     try:
         yield from read_rows(manifest, data.parent)
     except SourceError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and not data.exists():
-            raise SourceError(f"there is no file {data}") from error.__cause__
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError) and not data.exists():
+            raise SourceError(no_file(data)) from error.__cause__
         raise SourceError(str(error).removeprefix(f"source {manifest.name!r}: ")) from error.__cause__
 
 

@@ -81,9 +81,18 @@ def unreadable(file: Path, error: Exception) -> str:
     >>> unreadable(Path("a.csv"), PermissionError(13, "Permission denied", "a.csv"))
     'a.csv cannot be read: Permission denied'
     """
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file {file}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return no_file(file)
     return f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def no_file(file: Path) -> str:
+    """Why a path that somebody names is no file, for errors; what lies below a file is not there, either.
+
+    >>> no_file(Path("a.csv/b")), no_file(Path("/"))
+    ('there is no file a.csv/b', '/ is a folder, and no file')
+    """
+    return f"{file} is a folder, and no file" if file.is_dir() else f"there is no file {file}"
 
 
 def plain_bytes(file: Path) -> bytes:
@@ -130,7 +139,7 @@ def read_table_file(file: Path) -> pd.DataFrame:
     """
     kind = kind_of_file(file)
     if not file.is_file():
-        raise TableFileError(f"there is no file {file}")
+        raise TableFileError(no_file(file))
     try:
         if kind == ".parquet":
             plain = file.suffix.lower() == kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -21,6 +22,21 @@ COMMANDS = {
     "demo", "run", "ui", "train", "score", "serve", "convert", "benchmark", "style", "clean", "outcomes", "export",
     "review",
 }  # fmt: skip
+
+
+NO_FILE = ("folder", "file.csv/x.parquet", "none.parquet")
+TAKES_A_FILE = (
+    "clean PATH --output out",
+    "clean PATH --policy paper --scores PATH --output out",
+    "clean file.csv --scores PATH --output out",
+    "clean file.csv --audit PATH --output out",
+    "review sample --pairs PATH --output out",
+    "score file.parquet --prompts PATH --media folder --model folder --output out.parquet",
+    "calibrate folder --pairs PATH --prompts PATH --media folder",
+    "card folder --figures PATH",
+    "run construct --recipe demo --config PATH",
+    "style PATH",  # which takes a folder, too
+)
 
 
 def every_command() -> list[tuple[str, typer.core.TyperCommand]]:
@@ -91,6 +107,45 @@ def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
     assert failing("--colour", code=2).startswith("No such option: --colour")
     assert failing("run", "constructs", code=2).startswith("Invalid value for 'JOB'")
     assert failing("run", code=2).startswith("Missing argument 'JOB'")
+
+
+@pytest.mark.parametrize(
+    ("call", "path"), [pair for pair in itertools.product(TAKES_A_FILE, NO_FILE) if pair != ("style PATH", "folder")]
+)
+def test_a_path_that_is_no_file_is_reported_in_one_form(
+    call: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/reward_model.json").write_text("{}")
+    (tmp_path / "file.csv").write_text("pair_id,chosen,rejected\n1,a,b\n")
+    (tmp_path / "file.parquet").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    message = failing(*call.replace("PATH", path).split()).partition(";")[0]
+    assert message == (f"{path} is a folder, and no file" if path == "folder" else f"there is no file {path}")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["score", "r.jsonl", "--model", "", "--output", "o"], "--model is empty: give [NAME=]MODEL, or leave it out"),
+        (["init", "new", "--data="], "--data is empty: give FILE, or leave it out"),
+        (["check", "--home", ""], "--home is empty: give FOLDER, or leave it out"),
+        (["review", "sample", "--pairs", "", "--output", "o"], "--pairs is empty: give FILE, or leave it out"),
+        (["init", ""], "init: an argument is empty"),
+        (["score", "--json", ""], "score: an argument is empty"),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(
+    call: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert failing(*call, code=2).splitlines()[0] == f"Invalid value: {message}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_text_is_a_value(tmp_path: Path) -> None:
+    call = ["score", tmp_path / "r.jsonl", "--model", "a/b", "--output", tmp_path / "o.jsonl", "--system-prompt", ""]
+    assert failing(*call).startswith("there is no file ")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from dt2it_pipeline.config import RecipeError, load_recipe, parse_recipe, paths, require_files
 from dt2it_pipeline.config.paths import (
@@ -14,6 +16,7 @@ from dt2it_pipeline.config.paths import (
     config_files,
     config_folders,
     find_config,
+    is_hub_id,
     model_path,
     named_file,
     project_root,
@@ -178,3 +181,15 @@ def test_checkpoints_of_an_ensemble_count_from_the_project(project: Path, monkey
     require_files(recipe)
     assert recipe.curation.ensemble is not None
     assert checkpoint_voters(recipe.curation.ensemble) == {"checkpoint/other": str(project / "models/other")}
+
+
+@pytest.mark.parametrize("part", ["a", "_a", "a.b-c_d", "a..b", "a--b", "a.git", "-a", "a-", ".a", "a.", "é", "", "a b",
+                                  "a" * 96, "a" * 97, "a\n", "..", "."])  # fmt: skip
+def test_ids_of_the_hub_follow_its_own_rule(part: str) -> None:
+    for name in (f"{part}/{part}", f"owner/{part}", f"{part}/name", f"{part}/b/c"):
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            assert not is_hub_id(name)
+        else:
+            assert is_hub_id(name)

@@ -43,6 +43,7 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
         ),
         ("hub: a/b\nrevision: main", "revision: String should match pattern"),
         ("hub: a/b/c", "hub: String should match pattern"),
+        ("hub: a/b..c", r"`hub`: 'a/b\.\.c' is no id of the Hub \(owner/name\)"),
         ("revision: " + "a" * 40 + "\npath: x", "`revision` belongs to `hub`"),
         ("language: en", "name the source's place: `path`, `hub` or both"),
         ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, resolve_folder
 from dt2it_pipeline.reward.checkpoints.heads import serving_fault
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.preparation import prompt_rows
@@ -111,6 +111,8 @@ def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) 
 
 
 def test_what_cannot_be_imported_leaves_nothing_behind(base: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the name of a model is empty"):
+        resolve_folder("")
     with pytest.raises(CheckpointError, match="no model folder"):
         import_checkpoint(tmp_path / "nowhere", tmp_path / "made")
     with pytest.raises(CheckpointError, match="has no head"):

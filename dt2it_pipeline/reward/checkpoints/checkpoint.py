@@ -46,6 +46,8 @@ def resolve_folder(path: str | Path) -> Path:
     if not isinstance(path, (str, Path)):
         raise CheckpointError(f"expected the path or Hub id of a model, found {type(path).__name__}")
     folder = Path(path)
+    if path == "":  # as a path it would be the working directory
+        raise CheckpointError("the name of a model is empty: give a folder or a Hub id (owner/name)")
     if folder.is_dir():
         own = any((folder / name).exists() for name in (CONFIG, "adapter_config.json"))
         if not own and (inside := _model_inside(folder)) is not None:

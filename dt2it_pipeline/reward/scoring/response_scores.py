@@ -24,6 +24,7 @@ from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline.storage.artifacts import model_digest
 from dt2it_pipeline.storage.content_ids import content_hash
+from dt2it_pipeline.storage.table_files import no_file
 
 _SIDES = ("chosen_score", "rejected_score")  # of a pair
 
@@ -106,6 +107,9 @@ def given_responses(
     if responses.suffix == ".parquet":
         if prompts is None or media is None:
             raise ResponseFileError(f"{responses} is a table of responses, which needs --prompts and --media")
+        for table in (responses, prompts):
+            if not table.is_file():
+                raise ResponseFileError(no_file(table))
         return GivenResponses(prompts, responses, media)
     file = read_response_file(responses, media or responses.absolute().parent, work / "media", columns=columns)
     given = GivenResponses(work / "prompts.parquet", work / "responses.parquet", work / "media", file)
