@@ -230,14 +230,17 @@ def _project(made: NewProject) -> dict[str, object]:
 
 
 def _project_lines(made: NewProject) -> Iterator[str]:
+    from dt2it_pipeline.ingest.rows import shown
+
     yield f"wrote {made.folder}:"
     yield from (f"  {file}" for file in made.files)
     found = made.proposal
     if found is not None:
-        yield from _wrapped(f"columns of your file: {', '.join(found.found)}", _WIDTH, "  ")
+        yield from _wrapped(f"columns of your file: {shown(found.found)}", _WIDTH, "  ")
         parts = [", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())] if found.columns else []
         mapping = "; ".join([*parts, f"by their names: {', '.join(found.same)}"] if found.same else parts)
-        how = f"{found.kind} by adapter {found.adapter}{f' ({mapping})' if mapping else ''}"
+        by = "their columns" if found.adapter == "auto" else f"adapter {found.adapter}"
+        how = f"{found.kind} by {by}{f' ({mapping})' if mapping else ''}"
         yield from _wrapped(f"read as {how}: {found.usable} of the first {found.rows} rows can be used", _WIDTH, "  ")
         if found.fault:
             yield from _wrapped(f"the others: {found.fault}", _WIDTH, "  ")

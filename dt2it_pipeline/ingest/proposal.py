@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,10 +21,10 @@ from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.auto import FURTHER, NEEDED, read_by_name, reading
-from dt2it_pipeline.ingest.forms.fields import Fields
+from dt2it_pipeline.ingest.forms.fields import NAMES, Fields, is_media, plain_name
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_named
-from dt2it_pipeline.ingest.rows import ColumnError, Medium, Quarantined, Row, SourceError
+from dt2it_pipeline.ingest.rows import ColumnError, Medium, Quarantined, Row, SourceError, shown
 from dt2it_pipeline.media.root import MediaRoot
 
 _ROWS = 20
@@ -32,6 +33,13 @@ _REASONS = 3  # why no row can be used, that are named
 _PARTNERS = {"chosen": "rejected", "rejected": "chosen", "first": "second", "second": "first"}
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
+# Words by which columns may be those of a better and a worse answer: proposed, and never read without being named.
+_OPPOSITES = (
+    ("good", "bad"), ("best", "worst"), ("better", "worse"), ("positive", "negative"), ("pos", "neg"),
+    ("correct", "incorrect"), ("correct", "wrong"), ("right", "wrong"), ("winning", "losing"), ("win", "lose"),
+    ("winner", "loser"), ("accepted", "rejected"), ("preferred", "rejected"), ("like", "dislike"),
+    ("liked", "disliked"), ("up", "down"),
+)  # fmt: skip
 _MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "photos", "pictures", "videos", "..", "../images")
 
 
@@ -82,7 +90,7 @@ class _Trial:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} by {self.adapter}"
+        return f"{self.kind} by {'their columns' if self.adapter == 'auto' else self.adapter}"
 
 
 def propose(
@@ -111,24 +119,25 @@ def propose(
     found = tuple(name for name in dict.fromkeys(str(name) for row in whole for name in row.values) if name.strip())
     if unknown := [(field, name) for field, name in (columns or {}).items() if name not in found]:
         field, name = unknown[0]
-        raise SourceError(f"{data} has no column {name!r} (--column {field}={name}); its columns: {', '.join(found)}")
+        raise SourceError(f"{data} has no column {name!r} (--column {field}={name}); its columns: {shown(found)}")
     if verdict:
         if "verdict" not in (columns or {}) and not any(Fields(row).column("verdict") for row in whole):
             raise SourceError(
-                f"{data} has no verdict column; its columns: {', '.join(found)}. Name one "
+                f"{data} has no verdict column; its columns: {shown(found)}. Name one "
                 "with --column verdict=COLUMN, or leave --verdict out"
             )
         meanings = _provisional(data, columns, verdict, rows).verdict
         whole = [replace(row, verdict=meanings) for row in whole]
+    fullest = max(whole, key=lambda row: (sum(name in row.values for name in row.columns.values()), len(row.values)))
     try:
-        trials = [_tried(trial, whole) for trial in _trials(whole)]
+        trials = [_tried(trial, whole) for trial in _trials(fullest)]
     except ColumnError as error:
-        lacking = [other for field, other in _PARTNERS.items() if field in whole[0].columns]
+        lacking = [other for field, other in _PARTNERS.items() if field in fullest.columns]
         option = "".join(f"; name it with --column {other}=COLUMN" for other in lacking[:1])
         raise SourceError(f"{data}: {error.detail}{option}") from error
     trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
     if not trials[0].usable:
-        raise SourceError(f"{data}: {_why_none(whole[0], found, len(read), trials)}")
+        raise SourceError(f"{data}: {_why_none(fullest, found, len(read), trials)}")
     best = trials[0]
     others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
     root, prefix, question = _media_place(best.media, data)
@@ -185,7 +194,7 @@ def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | No
     """
     counted = f"{proposal.usable} of the first {proposal.rows} rows can be read this way"
     lines = [
-        f"# Proposed from the first {proposal.rows} rows. Columns found: {', '.join(proposal.found)}.",
+        f"# Proposed from the first {proposal.rows} rows. Columns found: {shown(proposal.found)}.",
         f"# {counted}{f'; the others: {proposal.fault}' if proposal.fault else ''}.",
     ]
     if proposal.others:
@@ -209,21 +218,21 @@ def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | No
     return text
 
 
-def _trials(rows: Sequence[Row]) -> Iterator[_Trial]:
-    """Ways of reading these rows: by their columns first, then every published schema."""
+def _trials(row: Row) -> Iterator[_Trial]:
+    """Ways of reading rows like this one: by their columns first, then every published schema."""
     for kind in _KINDS:
-        columns = reading(rows[0], kind)
+        columns = reading(row, kind)
         if columns is not None:
-            same = tuple(name for name, column in columns.items() if name == column and name not in rows[0].columns)
+            same = tuple(name for name, column in columns.items() if name == column and name not in row.columns)
             others = {name: column for name, column in columns.items() if name != column}
-            mapped = {**others, **rows[0].columns}
-            prompt = read_by_name(replace(rows[0], columns=mapped)) if kind != "t2i" else ()
+            mapped = {**others, **row.columns}
+            prompt = read_by_name(replace(row, columns=mapped)) if kind != "t2i" else ()
             further = (name for name in prompt if name not in columns.values())
             yield _Trial(kind, "auto", mapped, (*same, *further))
     for name in ADAPTERS:
         for kind in ADAPTERS[name].kinds:
             if name != "auto":
-                there = (column for column in ADAPTERS[name].columns if column in rows[0].values)
+                there = (column for column in ADAPTERS[name].columns if column in row.values)
                 yield _Trial(kind, name, {}, tuple(there))
 
 
@@ -248,7 +257,7 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     return trial
 
 
-def _why_none(first: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
+def _why_none(row: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
     """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
     for trial in trials:
         if trial.faults and (trial.adapter == "auto" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
@@ -260,14 +269,46 @@ def _why_none(first: Row, found: tuple[str, ...], rows: int, trials: Sequence[_T
     needs = {kind: ", ".join(names) for kind, names in NEEDED.items()}
     needs["preferences"] += "".join(f", or question, {', '.join(names)}" for names in FURTHER)
     kinds = "; ".join(f"{kind}: {names}" for kind, names in needs.items())
-    fields = Fields(first)
-    lacking = {names: [name for name in names if fields.column(name) is None] for names in NEEDED.values()}
-    nearest = min(lacking, key=lambda names: len(lacking[names]) / len(names))
-    options = " ".join(f"--column {name}=COLUMN" for name in lacking[nearest])
     return (
-        f"rows with the columns {', '.join(found)} are of no known kind. Name those of one kind with "
-        f"--column FIELD=COLUMN ({kinds}), for instance {options}"
+        f"rows with the columns {shown(found)} are of no known kind. Name those of one kind with "
+        f"--column FIELD=COLUMN ({kinds}), for instance {_example(Fields(row), found)}"
     )
+
+
+def _example(fields: Fields, found: tuple[str, ...]) -> str:
+    """Options by which a row may be read: two answers that are known by their words, else a kind that fits.
+
+    Of the kinds for which there are columns enough, that is the one that needs most; else the one that lacks least.
+    """
+    lacking = {names: [name for name in names if fields.column(name) is None] for names in NEEDED.values()}
+    free = {*found} - {fields.column(name) for name in NAMES}
+    if (named := _opposites(sorted(free))) is not None:
+        kind = "t2i" if all(is_media(fields.value(column)) for column in named) else "preferences"
+        given = dict(zip(NEEDED[kind][1:], named, strict=True))
+    else:
+        enough = [names for names in lacking if len(lacking[names]) <= len(free)]
+        nearest = min(
+            enough or lacking, key=lambda names: (-len(names) * bool(enough), len(lacking[names]) / len(names))
+        )
+        return " ".join(f"--column {name}=COLUMN" for name in lacking[nearest])
+    given |= {name: "COLUMN" for name in NEEDED[kind][:1] if fields.column(name) is None}
+    return " ".join(f"--column {name}={shlex.quote(column)}" for name, column in given.items())
+
+
+def _opposites(columns: Sequence[str]) -> tuple[str, str] | None:
+    """Two columns whose names differ in one word alone, of which the one means better and the other worse.
+
+    >>> _opposites(["answer_bad", "answer_good", "note"]), _opposites(["good", "bad_answer"])
+    (('answer_good', 'answer_bad'), None)
+    """
+    parts = {tuple(plain_name(column).split("_")): column for column in columns}
+    for words, column in parts.items():
+        for place, word in enumerate(words):
+            for better, worse in _OPPOSITES:
+                other = parts.get((*words[:place], worse, *words[place + 1 :])) if word == better else None
+                if other is not None:
+                    return column, other
+    return None
 
 
 def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str, str]:

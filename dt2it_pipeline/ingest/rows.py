@@ -7,7 +7,7 @@ sources.py records them. Whatever cannot go on becomes a `Quarantined`, at which
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +21,7 @@ _FLAGS: Mapping[Any, bool] = {
     None: False, "": False, 0: False, "0": False, "false": False, "no": False, "n": False, "f": False, "0.0": False,
     1: True, "1": True, "true": True, "yes": True, "y": True, "t": True, "1.0": True,
 }  # fmt: skip
+_SHOWN, _LENGTH = 40, 60  # columns that a message names, characters of each
 TIE = "tie"  # reason under which rows without a preference are quarantined
 
 
@@ -129,6 +130,11 @@ class Row:
     where: str = ""  # where it stands, as errors name it; the id alone may not find it
     verdict: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def columns_in_words(self) -> str:
+        """Its columns, sorted, for errors."""
+        return f"[{shown(repr(name) for name in sorted(map(str, self.values)))}]"
+
     def has(self, name: str) -> bool:
         """Whether there is a value that is not null."""
         return self.get(name) is not None
@@ -145,7 +151,8 @@ class Row:
                 return self.values[column]
         wanted = " or ".join(repr(self.columns.get(name, name)) for name in names)
         raise ColumnError(
-            "missing column", f"column {wanted} is not in {self.where or self.row_id}, which has {sorted(self.values)}"
+            "missing column",
+            f"column {wanted} is not in {self.where or self.row_id}, which has {self.columns_in_words}",
         )
 
     def text(self, *names: str) -> str:
@@ -178,7 +185,7 @@ class Row:
         column = self.columns.get(name, name)
         if name in self.columns and column not in self.values:  # a misspelt column would lose every image silently
             raise RowError(
-                "missing value", f"column {column!r} is not in the row, which has {sorted(self.values)}"[:300]
+                "missing value", f"column {column!r} is not in the row, which has {self.columns_in_words}"[:300]
             )
         value = self.get(name)
         if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for none
@@ -188,6 +195,16 @@ class Row:
     def image(self, name: str) -> Medium:
         """The one image of a column that must be there."""
         return medium(self.need(name), "image", self.columns.get(name, name))
+
+
+def shown(names: Iterable[str]) -> str:
+    """Names of columns for a message, no more than it can show.
+
+    >>> shown(str(number) for number in range(45))[-18:]
+    '38, 39 and 5 more'
+    """
+    cut = [name if len(name) <= _LENGTH else f"{name[:_LENGTH]}..." for name in names]
+    return ", ".join(cut[:_SHOWN]) + (f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else "")
 
 
 def medium(value: Any, kind: MediumKind, column: str) -> Medium:

@@ -165,7 +165,7 @@ def test_columns_that_are_read_are_named(
     tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], words: str
 ) -> None:
     made = dt2it("init", tmp_path / "mine", "--data", lines_file(tmp_path / "pairs.jsonl", [row]), *options)
-    assert f"read as preferences by adapter auto ({words}): 1 of the first 1 rows" in " ".join(made.stdout.split())
+    assert f"read as preferences by their columns ({words}): 1 of the first 1 rows" in " ".join(made.stdout.split())
 
 
 def test_columns_of_a_published_schema_are_named(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_data_of_which_no_row_can_be_used_writes_nothing(tmp_path: Path) -> None
     data = lines_file(tmp_path / "pairs.jsonl", [{**row, "chosen_response": ""} for row in PAIRS])
     made = dt2it("init", "mine", "--data", data)
     assert made.exit_code == 1 and not (tmp_path / "mine").exists()
-    assert "none of the first 3 rows can be used as preferences by auto: missing value" in made.stderr
+    assert "none of the first 3 rows can be used as preferences by their columns: missing value" in made.stderr
 
 
 # check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,72 @@ def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"question": "Why?", "good": "a", "bad": "b"}, "--column chosen=good --column rejected=bad"),
+        ({"q": "Why?", "Bad answer": "b", "Good answer": "a", "note": 1},
+         "--column chosen='Good answer' --column rejected='Bad answer' --column question=COLUMN"),
+        ({"caption": "a cat", "pos": "a.png", "neg": "b.png"}, "--column preferred=pos --column other=neg"),
+        ({"question": "Why?", "one": "a", "two": "b"}, "--column chosen=COLUMN --column rejected=COLUMN"),
+        ({"question": "Why?", "one": "a", "id": 3}, "--column reference=COLUMN"),
+        ({"prompt": "Why?", "image_chosen": "a.png", "extra": 1}, "--column other=COLUMN"),
+    ],
+)  # fmt: skip
+def test_the_example_of_a_mapping_fits_the_columns(tmp_path: Path, row: dict[str, Any], options: str) -> None:
+    data = written(tmp_path, [row])
+    with pytest.raises(SourceError, match="of no known kind") as raised:
+        propose(data)
+    assert str(raised.value).endswith(f", for instance {options}")
+    named = dict(option.split("=") for option in shlex.split(options.replace("--column ", "")))
+    if "COLUMN" not in named.values():
+        assert propose(data, named).usable == 1
+
+
+MAPPED = (
+    {"question": "asked", "chosen": "good", "rejected": "bad"},
+    {"question": "asked", "first": "one", "second": "two", "verdict": "which"},
+    {"question": "asked", "reference": "right"},
+)
+
+
+@pytest.mark.parametrize(("columns", "lacks"), [(each, name) for each in MAPPED for name in each.values()])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_row_that_lacks_a_mapped_column_costs_itself_alone(
+    tmp_path: Path, columns: dict[str, str], lacks: str, place: int
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {name: f"{name} {n}" for name in columns.values()} | {"which": "one"} for n in range(3)
+    ]
+    del rows[place][lacks]
+    data = written(tmp_path, rows)
+    found = propose(data, columns)
+    assert (found.adapter, found.usable) == ("auto", 2)
+    assert found.fault.startswith(f"missing column (column '{lacks}' is not in line {place + 1}")
+    manifest = Manifest.model_validate(load_yaml(manifest_text(found, "ours", str(data), None)))
+    assert look_at_source(manifest, tmp_path, 50).quarantined == {"missing column": 1}
+
+
+def test_columns_are_looked_for_beyond_the_first_row(tmp_path: Path) -> None:
+    whole = {"question": "Why?", "chosen": "So.", "rejected": "No."}
+    found = propose(written(tmp_path, [{"question": "Why?", "rejected": "No."}, whole]))
+    assert (found.kind, found.adapter, found.usable) == ("preferences", "auto", 1)
+
+
+def test_a_message_names_no_more_columns_than_it_can_show(tmp_path: Path) -> None:
+    data = written(tmp_path, [{"x" * 200: 1} | {f"column_{number}": number for number in range(500)}])
+    with pytest.raises(SourceError, match=r"column_38 and 461 more are of no known kind") as raised:
+        propose(data)
+    with pytest.raises(SourceError, match=r"has no column 'gone' .*column_38 and 461 more$") as second:
+        propose(data, {"chosen": "gone"})
+    assert max(len(str(raised.value)), len(str(second.value))) < 1500
+    judged = written(tmp_path, [{"question": "Why?", "chosen": "a"} | {f"column_{n}": n for n in range(500)}])
+    with pytest.raises(
+        SourceError, match=r"column 'rejected' is not in line 1, which has \['chosen', .* and 462 more\]"
+    ):
+        propose(judged, {"chosen": "chosen"})
+
+
+@pytest.mark.parametrize(
     ("columns", "words"),
     [
         ({"rejected": "bad"}, r" has no column 'bad' \(--column rejected=bad\); its columns: good, question$"),
@@ -163,10 +230,10 @@ def test_faults_that_differ_in_the_rows_place_alone_are_counted_together(tmp_pat
 @pytest.mark.parametrize(
     ("row", "reading"),
     [
-        (pair(1, chosen_response=""), "preferences by auto: missing value"),
+        (pair(1, chosen_response=""), "preferences by their columns: missing value"),
         (
             {"id": 1, "image": "a.png", "conversations": 3, "rejected_conversations": 4},
-            "preferences by auto: not text",
+            "preferences by their columns: not text",
         ),
     ],
 )

@@ -106,7 +106,7 @@ class Fields:
             name = self.row.columns[field]
             if name not in self.row.values:
                 raise ColumnError(
-                    "missing column", f"column {name!r} is not in {self._where}, which has {sorted(self.row.values)}"
+                    "missing column", f"column {name!r} is not in {self._where}, which has {self.row.columns_in_words}"
                 )
             return name
         there = self._known.get(field)
@@ -220,7 +220,7 @@ class Fields:
         """The error of a row that lacks all of these fields."""
         wanted = " or ".join(repr(self.row.columns.get(field, field)) for field in fields)
         return ColumnError(
-            "missing column", f"column {wanted} is not in {self._where}, which has {sorted(map(str, self.row.values))}"
+            "missing column", f"column {wanted} is not in {self._where}, which has {self.row.columns_in_words}"
         )
 
     @property

@@ -192,6 +192,8 @@ class Judged:
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._verdicts: dict[str, Verdicts] = {}
         for row in rows:
+            if (mapped := row.columns.get("verdict")) is not None and mapped not in row.values:
+                continue  # it is quarantined when it is read
             for column in self.columns(Fields(row)):
                 verdicts = self._verdicts.setdefault(column, Verdicts(column, row.verdict))
                 verdicts.look([row.values.get(column)])
@@ -266,7 +268,7 @@ class Judged:
         return VerdictError(
             "no verdict column",
             f"two answers ({sides.first!r}, {sides.second!r}) stand in {fields.row.where or fields.row.row_id}, but no "
-            f"column says which is better{hint}; it has {sorted(map(str, fields.row.values))}. Map `verdict` under "
+            f"column says which is better{hint}; it has {fields.row.columns_in_words}. Map `verdict` under "
             "`columns` in the manifest, or with --column verdict=COLUMN",
         )
 
