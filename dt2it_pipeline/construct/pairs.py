@@ -349,23 +349,30 @@ def _nothing_formed(
 
 
 def _no_reference_met(prompts: pa.Table, usable: Mapping[str, Sequence[_Scored]]) -> str:
-    """That no answer contains its reference, with one of them; empty where one does, or no reference is a short one.
+    """That no answer has the words of its reference, with one; empty where one does, or no reference is a short one.
 
     Prose and a yes or no are no such references: an answer may agree with them in other words.
     """
-    example: tuple[str, str] | None = None
+    missed: dict[bool, tuple[str, str]] = {}  # whether the answer holds its reference otherwise -> the first such
     for prompt in prompts.select(["prompt_id", "reference"]).to_pylist():
         wanted = answers.words(prompt["reference"] or "")
         if not 0 < len(wanted) <= answers.MAX_PHRASE_WORDS or answers.polarity_word(wanted):
             continue
         for scored in usable.get(prompt["prompt_id"], ()):
-            if f" {' '.join(wanted)} " in f" {' '.join(answers.words(scored.row['text']))} ":
+            text = scored.row["text"]
+            if f" {' '.join(wanted)} " in f" {' '.join(answers.words(text))} ":
                 return ""
-            example = example or (scored.row["text"], prompt["reference"])
-    if example is None:
+            missed.setdefault(answers.holds(text, prompt["reference"]), (text, prompt["reference"]))
+    if not missed:
         return ""
-    plain = (" ".join(each.split()) for each in example)
+    plain = (" ".join(each.split()) for each in missed.get(True) or missed[False])
     text, reference = (each if len(each) <= _SHOWN else f"{each[:_SHOWN]}..." for each in plain)
+    if True in missed:
+        return (
+            f"No answer has its reference as words of its own; one is {text!r}, where {reference!r} is right. Words "
+            "end at spaces and punctuation: give references that answers repeat as such words, or let a model judge "
+            "(judging.judges). "
+        )
     return (
         f"No answer contains its reference; one is {text!r}, where {reference!r} is right. The model that answers "
         "(sampling.model) may not know: ask what it can see in an image, or choose another model. "

@@ -125,6 +125,19 @@ def test_answers_that_all_miss_their_reference_are_shown_beside_it(tmp_path):
     words = r"1 tied.*No answer contains its reference; one is 'word word [^']{70}\.\.\.', where 'red' is right"
     with pytest.raises(PairingError, match=words):
         _form(tmp_path, missed)
+    for reference, answer in (
+        ("りんご", "りんごです。"),
+        ("สีแดง", "มันเป็นสีแดง"),
+        ("빨간색", "빨간색입니다."),
+        ("1000", "It has 1,000."),
+        ("US", "The U.S. it is."),
+        ("red", "ＲＥＤ"),
+    ):
+        with pytest.raises(PairingError, match=r"No answer has its reference as words of its own; one is ") as found:
+            _form(tmp_path, {answer: same, "none": same}, reference=reference)
+        assert f"{answer!r}, where {reference!r} is right" in str(found.value)
+    with pytest.raises(PairingError, match="No answer contains its reference"):
+        _form(tmp_path, {"a hundred": same, "1.5": same}, reference="red")
     for reference, texts in (
         ("red", ["It is RED.", "blue"]),
         ("yes", ["There is a red shape.", "Indeed."]),  # either may be right without the word

@@ -94,7 +94,7 @@ class Pool:
         """What a function of a module makes of every piece; a few pieces of each process lie in memory at a time.
 
         Raises:
-            WorkerError: a process died. Else what the function raises, or `pieces`; the first in their order.
+            WorkerError: a process died or exited. Else what the function raises, or `pieces`; the first in their order.
         """
         if self._pool is None:
             yield from map(function, pieces)
@@ -102,7 +102,7 @@ class Pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for piece in _until_fault(pieces, waiting):
-                waiting.append(self._pool.submit(function, piece))
+                waiting.append(self._pool.submit(_made, function, self._lost, piece))
                 if len(waiting) >= self._ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -113,6 +113,15 @@ class Pool:
             if not self._dead.is_set():
                 raise
             raise WorkerError(self._lost) from error
+
+
+def _made(function: Callable[[Piece], Made], lost: str, piece: Piece) -> Made:
+    """What a process makes of a piece. Where it would exit, whoever waits for the piece would, without a word."""
+    try:
+        return function(piece)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 0 if error.code is None else f"1: {error.code}"
+        raise WorkerError(f"{lost} (exit status {status})") from error
 
 
 def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event, dead: threading.Event) -> None:

@@ -7,6 +7,7 @@ the same kind of question received. Yes and no are read as polarity, because a r
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ _ARTICLES = frozenset(["a", "an", "the"])
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)}
 _WORD = re.compile(r"[\u4e00-\u9fff]|\w+(?:'\w+)?")
+_MARK = re.compile(r"[^\w\s]|_")
 _CLAUSE = re.compile(r"[.,;:!?\n。，；：！？]+|\s+\b(?:but|however|although|or rather|actually)\b|但是?|不过")
 
 
@@ -31,6 +33,22 @@ def words(text: str) -> list[str]:
     plain = text.lower().replace("’", "'").replace("n't", " not")
     found = [word.strip("_") for word in _WORD.findall(plain)]
     return [_DIGITS.get(word, word) for word in found if word and word not in _ARTICLES]
+
+
+def holds(text: str, reference: str) -> bool:
+    """Whether a text holds a reference by its characters alone, whatever `words` makes of both.
+
+    Punctuation does not count. Latin letters count as whole words; other scripts may have no spaces.
+
+    >>> holds("りんごです。", "りんご"), holds("1,000 of them", "1000"), holds("a hundred", "red")
+    (True, True, False)
+    """
+    given, wanted = (
+        _MARK.sub("", unicodedata.normalize("NFKC", each).casefold()).strip() for each in (text, reference)
+    )
+    before = "(?<![a-z0-9])" if wanted[:1].isascii() else ""
+    after = "(?![a-z0-9])" if wanted[-1:].isascii() else ""
+    return re.search(before + re.escape(wanted) + after, given) is not None
 
 
 def rivals_by_reference(prompts: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 import pytest
@@ -40,6 +42,19 @@ def test_a_death_ends_the_work_of_all(work: Callable[[int], object]) -> None:
     pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
     with pool, pytest.raises(WorkerError, match="one of two is lost"):
         list(pool.map(work, range(4)))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("code", "status"), [(3, "3"), (None, "0"), ("no memory", "1: no memory")])
+def test_a_process_that_exits_is_as_one_that_died(code: int | str | None, status: str) -> None:
+    pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
+    with pool, pytest.raises(WorkerError, match=rf"^one of two is lost \(exit status {status}\)$"):
+        list(pool.map(partial(exits, code), range(4)))
+
+
+def exits(code: int | str | None, piece: int) -> None:
+    if piece == 1:
+        sys.exit(code)
 
 
 @pytest.mark.timeout(60)
