@@ -50,7 +50,7 @@ def describe(case: Case) -> dict[str, Any]:
     if card:
         from dt2it_pipeline.reward.modeling.device import compile_fault
 
-        fault = compile_fault("cuda")
+        fault = compile_fault(torch.device("cuda"))
     found = {
         "compile_fault": fault,
         "card": card,

@@ -210,12 +210,23 @@ def _clean_jointly(
     ended = cleaned.pairs["outcome"].value_counts()
     counts = {name: int(ended.get(name, 0)) for name in ("kept", "flipped", "dropped")}
     before, after = cleaned.label_accuracy.before, cleaned.label_accuracy.after
+    estimated = before.estimate == before.estimate  # else it is no number
+    undecided = ""
+    if not (scores or settings["chosen_scores"] or votes or audit):
+        undecided = (
+            "no scores, votes or answers of an audit were given. Name some with --scores (or --chosen-score and "
+            "--rejected-score), --votes or --audit"
+        )
+    elif not estimated:
+        undecided = "no score and no verdict can be used"
+    warnings = [f"NOTHING WAS DECIDED, and every label stays as it was: {undecided}"] if undecided else []
     lines = [
+        *warnings,
         f"{output}: {len(cleaned.pairs):,} pairs: {', '.join(f'{count:,} {name}' for name, count in counts.items())}",
         f"estimated label accuracy: {before} before, {after} of the pairs that stay (in brackets: 95% intervals of "
         "the joint model; they hold if its assumptions do)"
-        if before.estimate == before.estimate
-        else "label accuracy: not estimated, since no score and no verdict can be used",
+        if estimated
+        else "label accuracy: not estimated",
         f"pairs that are worth a judge call: {len(cleaned.wanted):,}",
     ]
     if len(cleaned.sensitivity):
@@ -227,11 +238,6 @@ def _clean_jointly(
         ]
     for sentence in cleaned.notes:
         note(sentence)
-    if not (scores or settings["chosen_scores"] or votes or audit):
-        note(
-            "nothing could be decided, since no scores, votes or answers of an audit were given: name some with "
-            "--scores (or --chosen-score and --rejected-score), --votes or --audit"
-        )
     summary = {
         "output": str(output),
         "policy": "joint",
@@ -241,7 +247,7 @@ def _clean_jointly(
         "wanted": len(cleaned.wanted),
         "assumption": _assumed(cleaned.assumption),
         "sensitivity": cleaned.sensitivity.to_dict(orient="records"),
-        "notes": list(cleaned.notes),
+        "notes": [*warnings, *cleaned.notes],
     }
     show(summary, lines, as_json=as_json)
 

@@ -75,6 +75,13 @@ def driver_fault() -> str | None:
     )
 
 
+def _has_bfloat16(device: torch.device) -> bool:
+    """As torch.cuda.is_bf16_supported without emulation, which looks at the current GPU and not at this one."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return bool(torch.version.hip)
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def weight_type(precision: str, device: torch.device) -> torch.dtype:
     """Type of the weights; the head and the scores are float32 in any case.
 
@@ -85,7 +92,7 @@ def weight_type(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         DeviceError: the GPU does not compute in bfloat16.
     """
-    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    able = device.type != "cuda" or _has_bfloat16(device)
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and able else torch.float32
     if precision == "bfloat16" and not able:

@@ -69,11 +69,18 @@ def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -
     assert "voters and judges right in 80%: labels right in" in printed
 
 
-def test_without_evidence_the_terminal_says_which_options_would_help(folder: Path) -> None:
-    alone = invoke("clean", "pairs.parquet", "--output", "out")
-    assert alone.exit_code == 0 and "300 kept, 0 flipped, 0 dropped" in alone.stdout
-    assert "nothing could be decided" in alone.stderr and "--votes or --audit" in alone.stderr
-    assert "nothing could be decided" not in invoke(*GIVEN).stderr
+def test_without_evidence_the_terminal_says_which_options_would_help(world: NoisyWorld, folder: Path) -> None:
+    alone = ["clean", "pairs.parquet", "--output", "out"]
+    nothing = "NOTHING WAS DECIDED, and every label stays as it was: "
+    for more in ([], ["--label-accuracy", "0.9"]):
+        first, counts, *_ = dt2it(*alone, *more).splitlines()
+        assert first.startswith(f"{nothing}no scores, votes or ") and first.endswith("--votes or --audit")
+        assert counts.endswith("300 kept, 0 flipped, 0 dropped")
+    assert json.loads(dt2it(*alone, "--json"))["notes"][0] == first
+    world.scores.assign(score=float("nan")).to_parquet("none.parquet")
+    assert dt2it(*alone, "--scores", "none.parquet").startswith(f"{nothing}no score and no verdict can be used\n")
+    for decided in (GIVEN, [*alone, "--audit", "audit.csv"]):
+        assert nothing not in invoke(*decided).output
 
 
 def test_a_wide_csv_needs_no_ids(world: NoisyWorld, folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_pairs_are_scored_side_by_side_with_their_one_image(world: dict[str, Any
     call = ["score", file, "--model", world["checkpoint"], "--media", world["tables"]["media_root"], "--output", out]
     result = invoke(*map(str, call))
     assert result.exit_code == 0, result.output
-    assert "line 4: images said twice" in result.stderr
+    assert "line 4: images given twice" in result.stderr
     assert "line 5, response 1: empty response (None)" in result.stderr
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert made[0]["scores"] == made[1]["scores"] != made[2]["scores"] and "chosen_score" not in made[1]
@@ -201,7 +201,7 @@ def test_a_prompt_that_contradicts_the_turns_costs_its_row(world: dict[str, Any]
     media = world["tables"]["media_root"]
     result = invoke(*map(str, ["score", file, "--model", world["checkpoint"], "--media", media, "--output", out]))
     assert "3 of 3 responses scored" in result.stdout
-    assert result.stderr.count("prompt said twice (the row has `prompt`, and `turns` that do not end with it") == 2
+    assert result.stderr.count("prompt given twice (the row has `prompt`, and `turns` that do not end with it") == 2
     made = [json.loads(line)["scores"] for line in out.read_text().splitlines()]
     assert made[0] == made[1] == [] and len(made[2]) == 1 and made[2] == made[3] == made[4]
 

@@ -14,17 +14,28 @@ from dt2it_pipeline.engines.launch.local_shards import visible_gpus
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+class Card:
+    """What torch reports of a GPU that computes in bfloat16, or of one that does not."""
+
+    def __init__(self, able: bool) -> None:
+        self.major, self.minor = (8, 0) if able else (7, 5)
+
+
 @pytest.mark.parametrize(("precision", "able", "expected"), [
     ("auto", True, torch.bfloat16), ("auto", False, torch.float32),
     ("float32", True, torch.float32), ("bfloat16", True, torch.bfloat16),
 ])  # fmt: skip
 def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, precision: str, able: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able)
-    assert weight_type(precision, CUDA) is expected
+    second = torch.device("cuda:1")  # while the first is the current one, which is another card
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: Card(able == (place == second)))
+    assert weight_type(precision, second) is expected
 
 
 def test_precision_that_the_gpu_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
     with pytest.raises(DeviceError, match=r"bfloat16 does not run on Old Card.*set float32"):
         weight_type("bfloat16", CUDA)

@@ -156,7 +156,7 @@ def _flex(
     attend = _flex_kernel(query.is_cuda and not torch.compiler.is_compiling())
     grouped = query.shape[1] != key.shape[1]
     small = getattr(module, SMALL_BLOCKS, False)
-    kernel = _kernel_options(query.dtype, small_blocks=small) if query.is_cuda else None
+    kernel = _kernel_options(query.dtype, query.device, small_blocks=small) if query.is_cuda else None
     out = attend(
         query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped,
         kernel_options=kernel,
@@ -164,23 +164,23 @@ def _flex(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _kernel_options(dtype: torch.dtype, *, small_blocks: bool = False) -> Any:
+def _kernel_options(dtype: torch.dtype, device: torch.device, *, small_blocks: bool = False) -> Any:
     """Of FlexAttention on a GPU, for its type of numbers."""
     # For fewer than 128 tokens, which batches in one row never have, PyTorch takes its kernel for decoding, compiled
     # apart; that of PyTorch 2.14 refuses blocks of 128 queries where four heads share a key.
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
     if small_blocks:
         return options | _SMALL[dtype == torch.float32]
-    if dtype == torch.float32 and _shared_memory() < _FLOAT32_NEEDS:
+    if dtype == torch.float32 and _shared_memory(device) < _FLOAT32_NEEDS:
         options |= {"fwd_BLOCK_M": 64, "fwd_num_stages": 2}  # 72 KiB; with fewer stages alone it is 113
     return options
 
 
 @torch.compiler.assume_constant_result
-def _shared_memory() -> int:
-    """Bytes of shared memory that a block of the GPU may have."""
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block of a GPU may have."""
     # What PyTorch does not know, as of an AMD GPU, counts as small. Its type stubs do not have this attribute.
-    return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
 
 
 def _flex_kernel(alone: bool) -> Any:

@@ -129,13 +129,13 @@ def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = 
             raise DeviceError("attention: flex has no gradient on a CPU; set sdpa_blocks (or auto)")
         if wanted in (FLEX, BLOCKS) and compiled and device.type == "cpu":
             raise DeviceError(f"attention: {wanted} cannot be compiled on a CPU; set compile: false or attention: sdpa")
-        if wanted == FLEX and device.type == "cuda" and (fault := compile_fault(device.type)):
+        if wanted == FLEX and device.type == "cuda" and (fault := compile_fault(device)):
             raise DeviceError(f"attention: flex is compiled on a GPU, and cannot be here: {fault}; set sdpa (or auto)")
         return str(wanted)
     if device.type != "cuda":
         return "sdpa" if compiled else BLOCKS
-    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_FOR_FLEX
-    return "sdpa" if old or compile_fault(device.type) else FLEX
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _LEAST_FOR_FLEX
+    return "sdpa" if old or compile_fault(device) else FLEX
 
 
 def kernel_error(reason: str, section: str) -> DeviceError:
@@ -193,7 +193,7 @@ def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
     """
     if wanted is False or (wanted == "auto" and device.type != "cuda"):
         return False
-    fault = compile_fault(device.type)
+    fault = compile_fault(device)
     if fault and wanted is True:
         raise DeviceError(f"compile: true does not work here: {fault}; set false (or auto)")
     if fault:
@@ -202,18 +202,18 @@ def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
 
 
 @functools.cache
-def compile_fault(kind: str) -> str | None:
-    """Why torch.compile makes no kernels for a kind of device, `cuda` or `cpu`; None where it does.
+def compile_fault(device: torch.device) -> str | None:
+    """Why torch.compile makes no kernels for a device; None where it does.
 
     Compilers are looked for as Triton 3.9 (runtime/build.py) and PyTorch 2.13 (_inductor/cpp_builder.py) do. Triton
     takes what CC names and no other; PyTorch takes g++ only where CXX is not set. Both compile against Python's header.
     """
     compilers: tuple[str, ...]
-    if kind == "cuda":
+    if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-            return f"{torch.cuda.get_device_name()} is older than what Triton makes kernels for"
+        if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+            return f"{torch.cuda.get_device_name(device)} is older than what Triton makes kernels for"
         variable, compilers = "CC", ("gcc", "clang")
     else:
         variable, compilers = "CXX", ("clang++" if sys.platform == "darwin" else "g++",)

@@ -256,7 +256,7 @@ def _prompt(row: Mapping[str, Any], columns: Mapping[str, str], media_root: Path
     if row.get("prompt") not in (None, "") and _words(row["prompt"]) != _words(said[-1]["text"]):
         prompt, several = _key("prompt", columns), _key("turns", columns)
         raise RowError(
-            "prompt said twice", f"the row has {prompt}, and {several} that do not end with it; leave one out"
+            "prompt given twice", f"the row has {prompt}, and {several} that do not end with it; leave one out"
         )
     system = row.get("system")
     given = {kind: _media(row, kind, columns) for kind in ("image", "video")}
@@ -306,5 +306,5 @@ def _media(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> lis
         raise RowError(f"{kind}s are not a list", f"{_key(f'{kind}s', columns)}: {several!r}"[:200])
     if one not in (None, "") and [one] != several:
         single = _key(kind, columns)
-        raise RowError(f"{kind}s said twice", f"the row has {single} and {_key(f'{kind}s', columns)}; leave one out")
+        raise RowError(f"{kind}s given twice", f"the row has {single} and {_key(f'{kind}s', columns)}; leave one out")
     return several

@@ -58,10 +58,10 @@ def test_small_cards_have_smaller_blocks_in_float32(
     monkeypatch: pytest.MonkeyPatch, kibibytes: int | None, dtype: torch.dtype, smaller: bool
 ) -> None:
     given = {} if kibibytes is None else {"shared_memory_per_block_optin": 1024 * kibibytes}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(**given))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(**given))
 
     def found(start: torch.Tensor) -> torch.Tensor:
-        options = _kernel_options(dtype)
+        options = _kernel_options(dtype, start.device)
         assert options["FORCE_USE_FLEX_ATTENTION"]
         return start + options.get("fwd_BLOCK_M", 128) + options.get("fwd_num_stages", 3)
 
@@ -75,7 +75,7 @@ def test_small_cards_have_smaller_blocks_in_float32(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_blocks_fit_any_card_and_each_other(dtype: torch.dtype) -> None:
-    given = _kernel_options(dtype, small_blocks=True)
+    given = _kernel_options(dtype, torch.device("cuda:1"), small_blocks=True)
     numbers = {False: (64, 64, 64, 64), True: (16, 16, 16, 16)}[dtype == torch.float32]  # PyTorch's own
     rows = [given.get(f"bwd_BLOCK_{name}", own) for name, own in zip(("M1", "N1", "M2", "N2"), numbers, strict=True)]
     size = 128 * dtype.itemsize  # bytes of a row of queries, keys or values

@@ -100,7 +100,7 @@ def test_compilers_are_found_as_triton_and_pytorch_find_them(
         program(tools, name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    fault = compile_fault(kind)
+    fault = compile_fault(torch.device(kind))
     assert fault is None if expected is None else expected in str(fault)
 
 
@@ -108,10 +108,19 @@ def test_compilers_are_found_as_triton_and_pytorch_find_them(
 def test_without_pythons_header_nothing_is_compiled(tools: Path, kind: str) -> None:
     program(tools, "gcc")
     program(tools, "g++")
-    assert compile_fault(kind) is None
+    assert compile_fault(torch.device(kind)) is None
     (tools / "Python.h").unlink()
     compile_fault.cache_clear()
-    assert f"there is no {tools / 'Python.h'}" in str(compile_fault(kind))
+    assert f"there is no {tools / 'Python.h'}" in str(compile_fault(torch.device(kind)))
+
+
+def test_the_card_of_the_model_is_asked_and_not_the_current_one(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tools, "gcc")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0) if place.index == 1 else (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: f"Card {place.index}")
+    assert compile_fault(torch.device("cuda:1")) is None
+    assert str(compile_fault(torch.device("cuda:0"))).startswith("Card 0 is older")
 
 
 def test_pythons_headers_on_debian_are_those_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +134,9 @@ def test_cards_without_blocks_for_flex_get_sdpa(
 ) -> None:
     monkeypatch.setattr(device, "compile_fault", lambda _: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert attention_for("auto", CUDA, compiled=True, trains=True) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability if place == second else (1, 0))
+    second = torch.device("cuda:1")  # while the first is the current one
+    assert attention_for("auto", second, compiled=True, trains=True) == expected
     assert attention_for("flex", CUDA) == "flex"  # who asks for it gets it
 
 
