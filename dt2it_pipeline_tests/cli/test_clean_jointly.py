@@ -77,7 +77,7 @@ def test_without_evidence_the_terminal_says_which_options_would_help(world: Nois
         assert first.startswith(f"{nothing}no scores, votes or ") and first.endswith("--votes or --audit")
         assert counts.endswith("300 kept, 0 flipped, 0 dropped")
     assert json.loads(dt2it(*alone, "--json"))["notes"][0] == first
-    world.scores.assign(score=float("nan")).to_parquet("none.parquet")
+    world.scores.assign(score=1.0).to_parquet("none.parquet")
     assert dt2it(*alone, "--scores", "none.parquet").startswith(f"{nothing}no score and no verdict can be used\n")
     for decided in (GIVEN, [*alone, "--audit", "audit.csv"]):
         assert nothing not in invoke(*decided).output
