@@ -39,7 +39,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
     """Everything for one recipe, with artifacts below `home`; tests call it with a recipe and a folder of their own."""
     require_files(recipe)
     rounds, models = rounds_partitions(recipe.rounds), ModelSections.of(recipe)
-    jobs = build_jobs(rounds)
+    jobs = build_jobs()
     return dg.Definitions(
         assets=[
             *build_raw_assets(recipe.name, recipe.datasets, recipe.cleaning, recipe.landing, recipe.demo, recipe.seed),

@@ -21,8 +21,11 @@ class Jobs(NamedTuple):
     export: dg.UnresolvedAssetJobDefinition
 
 
-def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
-    """Jobs `construct` (sources and D0), `round` and `export` (one partition each), `benchmark` (any checkpoint)."""
+def build_jobs() -> Jobs:
+    """Jobs `construct` (sources and D0), `round` and `export` (one partition each), `benchmark` (any checkpoint).
+
+    Dagster takes the partitions of a job from its assets.
+    """
     construct = dg.define_asset_job(
         "construct",
         dg.AssetSelection.groups(raw.GROUP, construction.GROUP),
@@ -31,7 +34,6 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
     one_round = dg.define_asset_job(
         ROUND_JOB,
         dg.AssetSelection.groups(GROUP, evaluation.GROUP) - dg.AssetSelection.assets(FEEDBACK),
-        partitions_def=partitions,
         tags={IN_TURN: "in turn"},
         description="Train, score, vote, verify, annotate, merge and benchmark one round.",
     )
@@ -43,7 +45,6 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
     exported = dg.define_asset_job(
         "export",
         dg.AssetSelection.assets(export.EXPORTED),
-        partitions_def=partitions,
         description="Write one round's curated pairs for Hugging Face, LLaMA-Factory and TRL.",
     )
     return Jobs(construct, one_round, benchmark, exported)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def described(defs: dg.Definitions) -> str:
     lines += [f"sensor {sensor.name}: {listed(t.job_name for t in sensor.targets)}" for sensor in defs.sensors or ()]
     lines += [f"schedule {each.name}: {each.job_name} {each.cron_schedule}" for each in defs.schedules or ()]
     return "\n".join(lines) + "\n"
+
+
+def test_nothing_is_used_that_dagster_will_take_away(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        jobs = build_defs(load_recipe("configs/recipes/smoke.yaml"), tmp_path).resolve_all_job_defs()
+    assert {job.name for job in jobs if job.partitions_def is not None} >= {"round", "export"}
 
 
 def test_the_graph_is_the_one_on_record(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
