@@ -105,7 +105,11 @@ def install(venv, extras, project):
 def installed(venv, extras, project):
     """As `install`, in an environment that nobody else installs into."""
     python, uv, log_file = venv / "bin" / "python", venv / "bin" / "uv", venv / "install.log"
-    details = f"What pip and uv said is in {log_file}."
+    details = f"What pip and uv printed is in {log_file}."
+    print(
+        f"installing {', '.join(extras)} into {venv}, which may take minutes; what pip and uv print goes to {log_file}",
+        flush=True,
+    )
     with log_file.open("w", encoding="utf-8") as log:
 
         def succeeds(*command, **settings):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments, verdict_values
+from dt2it_pipeline.cli.terminal import note
 
 if TYPE_CHECKING:
     from dt2it_pipeline.cli.checks.lines import Line
@@ -103,6 +104,7 @@ def check(
 
     The exit code is 1 where a run would fail.
     """
+    note("looking at files, sources, models and memory, which may take some seconds")
     from dt2it_pipeline.cli.checks.flight_check import flight_check, has_errors
 
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
