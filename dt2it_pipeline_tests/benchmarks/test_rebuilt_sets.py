@@ -73,6 +73,16 @@ def test_judgebench_labelled_by_a_judge_keeps_its_other_order(tmp_path: Path) ->
     assert set(made.scores["voter"]) == set(REWARD_MODELS)
 
 
+def test_files_of_which_no_pair_follows_make_no_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgebench(tmp_path / "checkout")
+    data = tmp_path / "checkout" / "data"
+    next(data.glob("*.jsonl")).write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        built("judgebench_grm", tmp_path)
+    assert "judgebench_grm: no pair follows from these files; are they complete?" in capsys.readouterr().err
+    assert not (tmp_path / "sets").exists()
+
+
 def test_judgebench_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_judgebench(tmp_path / "checkout")
     o1 = next((tmp_path / "checkout" / "outputs").glob("*o1-mini*"))

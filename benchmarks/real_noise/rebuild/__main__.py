@@ -77,11 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{given.set} needs --ratings {RATINGS[given.set]}")
     try:
         tables = builders[given.set](given)
+        write(tables, given.output / given.set)
     except FileNotFoundError as error:
         parser.error(f"{error.filename} is missing; is {given.checkout} a checkout of the set's source?")
     except SetError as error:
         parser.error(str(error))
-    write(tables, given.output / given.set)
     print(f"{given.output / given.set}: {len(tables['pairs'])} pairs")
 
 

@@ -16,7 +16,13 @@ Tables = dict[str, Rows]
 
 
 def write(tables: Tables, folder: Path) -> None:
-    """Write a set's four files into a folder, which may not exist yet."""
+    """Write a set's four files into a folder, which may not exist yet.
+
+    Raises:
+        SetError: there is no pair.
+    """
+    if not tables["pairs"]:
+        raise SetError(f"{folder.name}: no pair follows from these files; are they complete?")
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         pd.DataFrame(tables[name]).to_parquet(folder / f"{name}.parquet", index=False)
