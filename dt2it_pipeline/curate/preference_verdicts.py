@@ -55,7 +55,7 @@ class Verdicts:
         signs: float64 [n, J], positive for the chosen side, summed over a judge's votes.
         shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
             that is not known; summed in the same way, so that both orders make 0.
-        asked: bool [n], a judge was asked, ties among its verdicts.
+        asked: bool [n, J], a judge was asked, ties among its verdicts.
         judges: J names.
         votes: the single votes; None: there are none.
     """
@@ -107,7 +107,7 @@ def read_verdicts(
     """
     if votes is None or not len(votes):
         nothing = np.zeros((len(table), len(known or ())))
-        return Verdicts(nothing, nothing, np.zeros(len(table), dtype=bool), known or (), None)
+        return Verdicts(nothing, nothing, nothing.astype(bool), known or (), None)
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
     used = Votes(votes if kept.all() else votes[kept], rows, signs)
     named, names = pd.factorize(used.judges())
@@ -120,8 +120,8 @@ def read_verdicts(
     first = _shown_first(table, used, unused)
     for found, values in ((heard, signs), (shown_first, first)):
         np.add.at(found, (rows[codes >= 0], codes[codes >= 0]), values[codes >= 0])
-    asked = np.zeros(len(table), dtype=bool)
-    asked[rows[codes >= 0]] = True
+    asked = np.zeros(heard.shape, dtype=bool)
+    asked[rows[codes >= 0], codes[codes >= 0]] = True
     return Verdicts(heard, shown_first, asked, tuple(map(str, judges)), used)
 
 

@@ -99,17 +99,39 @@ def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_thoug
     assert np.isnan(found.label_accuracy.before.estimate)
 
 
-def test_a_judge_with_its_sides_swapped_does_not_cancel_out_a_good_one() -> None:
-    world = noisy_world(400, 0.8, voters=0, judges=2, judge=0.85)
-    swapped = world.votes.copy()
-    turned = swapped["judge"] == swapped["judge"].iloc[-1]
-    swapped.loc[turned, "better_id"] = swapped.loc[turned, "better_id"].str.translate(str.maketrans("ab", "ba"))
-    found = clean_preferences(world.pairs, votes=swapped)
-    alone = clean_preferences(world.pairs, votes=world.votes[~turned])
+def swapped(votes: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """The votes with those of one judge for the other side."""
+    turned = votes["judge"] == judge
+    other = votes["better_id"].str.translate(str.maketrans("ab", "ba"))
+    return votes.assign(better_id=votes["better_id"].mask(turned, other))
+
+
+@pytest.mark.parametrize(("trusted", "audited"), [(0, 0), (30, 0), (0, 10)])
+def test_a_judge_with_its_sides_swapped_counts_as_if_it_had_not_been_there(trusted: int, audited: int) -> None:
+    """With fewer known pairs than make an anchor, too; nor are its verdicts a reason not to ask about a pair."""
+    both = noisy_world(430, 0.8, voters=0, judges=2, judge=0.85)
+    world, known = both.with_trusted(430 - trusted)
+    audit = world.audit(audited) if audited else None
+    more = {"audit": audit, "trusted": known if trusted else None}
+    votes = swapped(both.votes, "j1")
+    votes = votes[(votes["judge"] == "j1") | (np.arange(len(votes)) % 3 > 0)]  # the good one says nothing of some pairs
+    found = clean_preferences(world.pairs, votes=votes, **more)
+    alone = clean_preferences(world.pairs, votes=votes[votes["judge"] != "j1"], **more)
     pd.testing.assert_frame_equal(found.pairs, alone.pairs)
+    assert len(found.wanted)
+    pd.testing.assert_frame_equal(found.wanted, alone.wanted)
     (note,) = set(found.notes) - set(alone.notes)
-    name = swapped["judge"].iloc[-1]
-    assert note.startswith(f"not used, since they agree with fewer than half of the labels: judge {name} (")
+    assert note.startswith("not used, since they agree with fewer than half of the labels: judge j1 (")
+
+
+def test_what_an_audit_does_not_decide_is_decided_without_a_swapped_judge() -> None:
+    world = noisy_world(300, 0.98, voters=0, judges=2, judge=0.7, seed=1)
+    votes, audit = swapped(world.votes, "j1"), world.audit(15)
+    found, without = (clean_preferences(world.pairs, votes=votes, audit=each) for each in (audit, None))
+    assert any("the other pairs are decided as without them" in note for note in found.notes)
+    others = ~found.pairs["pair_id"].isin(audit["pair_id"])
+    pd.testing.assert_series_equal(found.pairs["outcome"][others], without.pairs["outcome"][others])
+    assert (without.pairs["outcome"] == "dropped").any()
 
 
 def test_judges_may_have_numbers_for_names() -> None:

@@ -26,8 +26,8 @@ def opponents(evidence: Evidence, verdicts: np.ndarray, judges: Sequence[str]) -
 
     Where nothing is checked, labels are taken to be right more often than not, and so such a voter errs more often than
     not. A model could use it the other way round; but more often its columns are swapped. A judge counts by its own
-    verdicts, since beside it the lead of a good one comes to nothing. Judges that saw a part of the pairs are left
-    alone: a good judge that is asked about doubtful labels disagrees with most of them.
+    verdicts, since beside it the lead of a good one comes to nothing. Where judges together saw a part of the pairs
+    alone, they are left alone: a good judge that is asked about doubtful labels disagrees with most of them.
 
     Args:
         evidence: of n pairs.
@@ -38,12 +38,12 @@ def opponents(evidence: Evidence, verdicts: np.ndarray, judges: Sequence[str]) -
         Bool [V + J], voters and then judges; and the sentence, None where there are none.
     """
     voters = np.flatnonzero(evidence.of(VOTER))
-    said = [(VOTER, evidence.names[place], evidence.features[:, place]) for place in voters]
-    said += [(JUDGE, judge, verdicts[:, place]) for place, judge in enumerate(judges)]
+    columns = [(VOTER, evidence.names[place], evidence.features[:, place]) for place in voters]
+    columns += [(JUDGE, judge, verdicts[:, place]) for place, judge in enumerate(judges)]
     judged = (verdicts != 0).any(axis=1).mean() if verdicts.size else 0.0
-    found = np.zeros(len(said), dtype=bool)
+    found = np.zeros(len(columns), dtype=bool)
     against: dict[bool, list[str]] = {True: [], False: []}  # by whether it saw nearly all pairs
-    for place, (kind, name, column) in enumerate(said):
+    for place, (kind, name, column) in enumerate(columns):
         in_favour, seen = np.count_nonzero(column > 0), np.count_nonzero(column)
         if kind == JUDGE and judged < _NEARLY_ALL:
             continue

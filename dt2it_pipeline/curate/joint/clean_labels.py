@@ -4,9 +4,13 @@ Voters and judges dispute some right labels, too. How many, known pairs show: au
 side is known. A label is disputed if its other side is more probable. Two hypotheses explain the disputed labels of a
 source: all labels are right, and the annotators err (e is how often they dispute a right label); or a share w of them
 is wrong, too, and a share e + w (1 - 2 e) is disputed. Before any data, either is as probable. e has a uniform prior,
-and the known pairs say what it is; w has the prior of the joint model. An audit tells the hypotheses apart a second
-way: by how many labels it found wrong, where its own errors have their prior. The one that speaks more for wrong
-labels counts, since labels that are wrong where annotators err are not disputed.
+and the known pairs say what it is; w has the prior of the joint model.
+
+Of an audited pair it counts whether its label is disputed and whether the answer is against it, both at once. If all
+labels are right, either is an error, and they fall together by chance alone. If a label is wrong, both are as they
+should be. An audit's own errors have their prior. How many labels the answers are against, whatever is disputed, tells
+the hypotheses apart a second way, and the one that speaks more for wrong labels counts, since labels that are wrong
+where annotators err are not disputed.
 
 A label is flipped only if it is worth it although all labels may be right. With the probability P of that, its other
 side is better with (1 - P) (1 - p), where p is what the joint model says, which knows of no clean labels. So the more
@@ -35,9 +39,8 @@ from dt2it_pipeline.curate.joint.priors import AUDITOR, LABEL
 _CLEAN = 0.5  # probability that all labels of a source are right, before any data
 TRANSFER = 0.5  # spread of log-odds: annotators err by 0.37 to 2.7 times the odds on the pairs to be cleaned
 _MOST = 1_000  # pairs; more count as so many with the same shares: they would magnify what the hypotheses leave out
-_ERRORS = expit(np.arange(-9.0, 9.01, 0.05))  # shares of right labels that annotators dispute
-_QUANTILES = 64  # of the priors of label accuracy and of an auditor's errors
-_FEW_QUANTILES = 31  # of the difference to trusted pairs
+_ERRORS = expit(np.arange(-9.0, 9.01, 0.1))  # shares of right labels that annotators dispute
+_QUANTILES = 32  # of the priors of label accuracy, of an auditor's errors and of the difference to trusted pairs
 
 
 def clean_probabilities(evidence: Evidence, anchors: Anchors, draws: np.ndarray, disputed: np.ndarray) -> np.ndarray:
@@ -52,51 +55,75 @@ def clean_probabilities(evidence: Evidence, anchors: Anchors, draws: np.ndarray,
     groups = max(len(evidence.source_names), 1)
     if not anchors.pairs_known or not disputed.any():
         return np.zeros(groups)
-    unchecked = anchors.checked == 0
-    of_source, pairs = (np.bincount(evidence.sources[which], minlength=groups) for which in (disputed, unchecked))
+    of_source, pairs = (
+        np.bincount(evidence.sources[which], minlength=groups) for which in (disputed, anchors.checked == 0)
+    )
     asked = np.flatnonzero(anchors.checked)
-    wrong = np.bincount(evidence.sources[asked[anchors.checked[asked] < 0]], minlength=groups)
-    answers = np.bincount(evidence.sources[asked], minlength=groups)
-    truth = np.sign(anchors.checked[asked])[:, None]
-    known = np.concatenate([evidence.features[asked] * truth, anchors.trusted])
-    views = _views(evidence, known, disputed)
-    errors = np.zeros((groups, 2))
-    for source in np.flatnonzero(of_source):
+    against = anchors.checked[asked] < 0
+    views = _views(evidence, np.concatenate([evidence.features[asked], anchors.trusted]), disputed)
+    answers, errors = np.zeros((groups, 2, 2)), np.zeros(groups)
+    for source in range(groups):
         among = _disputed(evidence, views, source, draws)
-        errors[source] = among[: len(asked)].sum(), among[len(asked) :].sum()
-    usual = of_source @ errors / of_source.sum()
-    sizes = np.array([len(asked), len(anchors.trusted)])
-    together = _clean(of_source.sum(), pairs.sum(), usual, sizes, wrong.sum(), answers.sum())
-    single = [_clean(of_source[k], pairs[k], errors[k], sizes, wrong[k], answers[k]) for k in range(groups)]
+        own = evidence.sources[asked] == source
+        np.add.at(answers[source], (among[: len(asked)][own].astype(int), against[own].astype(int)), 1)
+        errors[source] = among[len(asked) :].sum()
+    trusted, usual = len(anchors.trusted), float(of_source @ errors / of_source.sum())
+    together = _clean(of_source.sum(), pairs.sum(), answers.sum(axis=0), usual, trusted)
+    single = [_clean(*each, trusted) for each in zip(of_source, pairs, answers, errors, strict=True)]
     return np.maximum(single, together)
 
 
-def _clean(disputed: int, pairs: int, errors: np.ndarray, known: np.ndarray, wrong: int, answers: int) -> float:
+def _clean(disputed: int, pairs: int, answers: np.ndarray, errors: float, trusted: int) -> float:
     """Probability that all of these labels are right.
 
     Args:
-        disputed: labels that are less probable than their other side.
+        disputed: unchecked labels that are less probable than their other side.
         pairs: of how many.
-        errors: float64 [2], audited and trusted pairs that would be disputed although their label is right.
-        known: [2], of how many.
-        wrong: labels that an audit found wrong.
-        answers: of how many.
+        answers: float64 [2, 2], checked pairs by whether their label is disputed, and by whether the answer is against
+            it.
+        errors: trusted pairs that would be disputed although their label is right.
+        trusted: of how many.
     """
-    e, w = _ERRORS[:, None], expit(-_quantiles(*LABEL))
-    of_trusted = expit(logit(e) + _quantiles(0.0, TRANSFER, _FEW_QUANTILES))
+    e, auditor, w = _ERRORS[:, None, None], expit(-_quantiles(*AUDITOR))[None, :, None], expit(-_quantiles(*LABEL))
+    of_trusted = expit(logit(_ERRORS[:, None]) + _quantiles(0.0, TRANSFER))
     of_e = np.log(_ERRORS * (1 - _ERRORS))  # the uniform prior, since the grid is one of log-odds
-    of_e += _log_binomial(errors[0], known[0], _ERRORS)
-    of_e += logsumexp(_log_binomial(errors[1], known[1], of_trusted), axis=1)
-    all_right = logsumexp(of_e + _log_binomial(disputed, pairs, _ERRORS))
-    some_wrong = logsumexp(of_e[:, None] + _log_binomial(disputed, pairs, e + w * (1 - 2 * e))) - np.log(len(w))
-    by_disputes = all_right - some_wrong
-    if not answers:
+    of_e += logsumexp(_log_binomial(errors, trusted, of_trusted), axis=1)
+
+    def log_evidence(wrong: np.ndarray) -> float:
+        """Of so large shares of wrong labels, all as probable."""
+        log = of_e[:, None, None] + _log_binomial(disputed, pairs, e + wrong * (1 - 2 * e))
+        if answers.any():
+            log = log + _log_answers(answers, e, auditor, wrong)
+        return float(logsumexp(log)) - np.log(len(wrong))
+
+    by_disputes = log_evidence(np.zeros(1)) - log_evidence(w)
+    if not answers.any():
         return float(expit(logit(_CLEAN) + by_disputes))
-    auditor = expit(-_quantiles(*AUDITOR))
-    found_wrong = w * (1 - auditor[:, None]) + (1 - w) * auditor[:, None]
-    answered_right = logsumexp(_log_binomial(wrong, answers, auditor))
-    answered_wrong = logsumexp(_log_binomial(wrong, answers, found_wrong)) - np.log(len(w))
+    found_wrong = w * (1 - auditor[0]) + (1 - w) * auditor[0]
+    against, count = answers[:, 1].sum(), answers.sum()
+    answered_right = logsumexp(_log_binomial(against, count, auditor[0]))
+    answered_wrong = logsumexp(_log_binomial(against, count, found_wrong)) - np.log(len(w))
     return float(expit(logit(_CLEAN) + min(by_disputes, answered_right - answered_wrong)))
+
+
+def _log_answers(answers: np.ndarray, e: np.ndarray, auditor: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Log-likelihood of the checked pairs, up to a constant.
+
+    Args:
+        answers: as for `_clean`.
+        e: [E, 1, 1], how often annotators dispute a right label.
+        auditor: [1, A, 1], how often an answer is wrong.
+        wrong: [W], shares of wrong labels.
+
+    Returns:
+        float64 [E, A, W].
+    """
+    weight, log = min(1.0, _MOST / answers.sum()), np.zeros(())
+    for disputed, against in np.ndindex(2, 2):
+        of_right = (e if disputed else 1 - e) * (auditor if against else 1 - auditor)
+        of_wrong = (1 - e if disputed else e) * (1 - auditor if against else auditor)
+        log = log + weight * answers[disputed, against] * np.log((1 - wrong) * of_right + wrong * of_wrong)
+    return log
 
 
 def _quantiles(mean: float, spread: float, count: int = _QUANTILES) -> np.ndarray:

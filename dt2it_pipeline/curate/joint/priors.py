@@ -72,14 +72,16 @@ def prior(layout: Layout, evidence: Evidence, *, anchored: bool, trusted: bool) 
     def put(place: int, at: float, spread: float) -> None:
         mean[place], precision[place, place] = at, spread**-2
 
-    voters = np.flatnonzero(evidence.of(VOTER))
+    voters = np.flatnonzero(evidence.of(VOTER) & (evidence.features != 0).any(axis=0))  # a silent one takes no share
     if len(voters):  # the sum has a spread of its own; beside it, weights differ freely
         ones = np.full((len(voters), len(voters)), 1 / len(voters))
         precision[np.ix_(voters, voters)] = (np.eye(len(voters)) - ones) / _VOTER_SPREAD**2
         precision[np.ix_(voters, voters)] += ones * len(voters) / _VOTERS[1] ** 2
         mean[voters] = _VOTERS[0] / len(voters)
     for place, kind in enumerate(evidence.kinds):
-        if kind == NET_VERDICT:
+        if kind == VOTER and place not in voters:
+            put(place, 0.0, _VOTER_SPREAD)
+        elif kind == NET_VERDICT:
             put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD[anchored])
         elif kind in _SPREAD:
             put(place, 0.0, _SPREAD[kind])

@@ -87,7 +87,7 @@ class Observed:
         trusted: other pairs, whose better side is known.
         shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
             that is not known or both ways; None: not known.
-        asked: bool [n], judges were asked, with ties; None: where there is a verdict that is no tie.
+        asked: bool [n, J], a judge was asked, with ties; None: where its verdict is no tie.
         contradictions: as in `Anchors`.
     """
 
@@ -104,6 +104,28 @@ class Observed:
     shown_first: np.ndarray | None = None
     asked: np.ndarray | None = None
     contradictions: int = 0
+
+    def without(self, unused: np.ndarray) -> Observed:
+        """The same as if some had not been there: bool [V + J], voters and then judges."""
+        voters, judges = np.split(~unused, [len(self.voters)])
+        trusted = self.trusted
+        return replace(
+            self,
+            margins=self.margins[:, voters],
+            voters=[name for name, used in zip(self.voters, voters, strict=True) if used],
+            verdicts=self.verdicts[:, judges],
+            judges=[name for name, used in zip(self.judges, judges, strict=True) if used],
+            trusted=None
+            if trusted is None
+            else replace(
+                trusted,
+                margins=trusted.margins[:, voters],
+                verdicts=trusted.verdicts[:, judges],
+                shown_first=None if trusted.shown_first is None else trusted.shown_first[:, judges],
+            ),
+            shown_first=None if self.shown_first is None else self.shown_first[:, judges],
+            asked=None if self.asked is None else self.asked[:, judges],
+        )
 
 
 @dataclass(frozen=True)
@@ -165,17 +187,17 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
     """
     joined, known = _evidence(observed)
     anchors = Anchors(observed.checked, known, label_accuracy, observed.contradictions)
-    evidence, anchors, unused = _usable(observed, joined, anchors)
+    used, evidence, anchors, unused = _usable(observed, joined, anchors)
     trusted, notes = anchors.trusted, [unused] if unused else []
     model = fit_joint_model(evidence, anchors, observed.draw)
     doubt = doubt_about_audit(evidence, anchors, observed.draw)
     if doubt:
         decisions = as_given(evidence, anchors)
     else:
-        without = _without_audit(observed, joined, replace(anchors, trusted=known), prices.bound, seed)
+        without = _without_audit(observed, joined, anchors, prices.bound, seed)
         decisions = decide(evidence, anchors, model, prices.bound, seed, without)
     decisions.outcome[observed.same_side] = DROPPED
-    wanted, gain = _wanted(observed, evidence, model, decisions, prices)
+    wanted, gain = _wanted(used, evidence, model, decisions, prices)
     table, assumed = pd.DataFrame(), None
     if not anchors.enough:
         table = sensitivity(evidence, anchors, model, decisions, observed.draw)
@@ -215,43 +237,31 @@ def _without_audit(observed: Observed, joined: Evidence, anchors: Anchors, bound
     if not np.any(anchors.checked):
         return None
     others = replace(anchors, checked=np.zeros_like(anchors.checked), contradictions=0)
-    evidence, others, _ = _usable(observed, joined, others)
+    _, evidence, others, _ = _usable(observed, joined, others)
     return decide(evidence, others, fit_joint_model(evidence, others, observed.draw), bound, seed)
 
 
-def _usable(observed: Observed, joined: Evidence, anchors: Anchors) -> tuple[Evidence, Anchors, str | None]:
-    """Evidence and anchors, without an anchor those without opponents of the labels; and a sentence on these."""
+def _usable(observed: Observed, joined: Evidence, anchors: Anchors) -> tuple[Observed, Evidence, Anchors, str | None]:
+    """What counts of the pairs: without an anchor nothing of opponents of the labels; and a sentence on these."""
     if anchors.enough:
-        return joined, anchors, None
+        return observed, joined, anchors, None
     against, note = opponents(joined, observed.verdicts, observed.judges)
     if note is None:
-        return joined, anchors, None
-    evidence, trusted = _evidence(observed, against)
-    return evidence, replace(anchors, trusted=trusted), note
+        return observed, joined, anchors, None
+    used = observed.without(against)
+    evidence, trusted = _evidence(used)
+    return used, evidence, replace(anchors, trusted=trusted), note
 
 
-def _evidence(observed: Observed, unused: np.ndarray | None = None) -> tuple[Evidence, np.ndarray]:
-    """Evidence of the pairs, and features of the trusted ones, scaled together.
-
-    Args:
-        observed: what is known of the pairs.
-        unused: bool [V + J], voters and judges that count as if they had not been there; None: all count.
-    """
-    voters, judges = np.split(np.zeros(0, dtype=bool) if unused is None else unused, [len(observed.voters)])
-
-    def said(one: Observed | Trusted) -> tuple[np.ndarray, np.ndarray]:
-        if unused is None:
-            return one.margins, one.verdicts
-        return np.where(voters, np.nan, one.margins), np.where(judges, 0, one.verdicts)
-
-    (margins, verdicts), length, sources = said(observed), observed.length, observed.sources
+def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
+    """Evidence of the pairs, and features of the trusted ones, scaled together."""
+    margins, verdicts, length, sources = observed.margins, observed.verdicts, observed.length, observed.sources
     own, trusted = len(length), observed.trusted
     first = None if observed.shown_first is None else balanced_positions(observed.shown_first)
     if trusted is not None:  # those that nobody said anything about show nothing
-        known = said(trusted)
-        heard = np.isfinite(known[0]).any(axis=1) | (known[1] != 0).any(axis=1)
-        margins = np.concatenate([margins, known[0][heard]])
-        verdicts = np.concatenate([verdicts, known[1][heard]])
+        heard = np.isfinite(trusted.margins).any(axis=1) | (trusted.verdicts != 0).any(axis=1)
+        margins = np.concatenate([margins, trusted.margins[heard]])
+        verdicts = np.concatenate([verdicts, trusted.verdicts[heard]])
         length = np.append(length, trusted.length[heard])
         sources = np.append(sources, np.full(int(heard.sum()), ""))
         if first is not None and trusted.shown_first is not None:
@@ -261,7 +271,7 @@ def _evidence(observed: Observed, unused: np.ndarray | None = None) -> tuple[Evi
     joined = gather_evidence(margins, observed.voters, verdicts, observed.judges, length, sources, first)
     mine = joined.rows(slice(own))
     if observed.asked is not None:
-        mine = replace(mine, seen=mine.seen | observed.asked)
+        mine = replace(mine, seen=mine.seen | observed.asked.any(axis=1))
     return mine, joined.features[own:]
 
 

@@ -39,9 +39,9 @@ def observed_of(
     given = np.where(pairs["label"].to_numpy(dtype=object) == "flipped", -1.0, 1.0)
     judges = sorted(set(votes["judge"]))
     sources = pairs["source"].to_numpy(dtype=object) if "source" in pairs else np.full(len(pairs), "")
-    verdicts, first = _verdicts(pairs, votes, judges)
+    verdicts, first, asked = _verdicts(pairs, votes, judges)
     answers = _answers(pairs, audit)
-    known, first_of_known = _verdicts(trusted, votes, judges) if len(trusted) else (None, None)
+    known, first_of_known, _ = _verdicts(trusted, votes, judges) if len(trusted) else (None, None, None)
     return Observed(
         margins=vote_column.to_matrix(pairs["votes"], voters) * given[:, None],
         voters=voters,
@@ -61,13 +61,13 @@ def observed_of(
         if known is not None
         else None,
         shown_first=first * given[:, None],
-        asked=pairs["pair_id"].isin(votes["pair_id"][votes["verdict"].notna()]).to_numpy(dtype=bool),
+        asked=asked,
         contradictions=answers.contradictions,
     )
 
 
-def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Verdicts, and which side each judge saw first: float64 [n, judges] both.
+def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Verdicts, and which side each judge saw first, float64 [n, judges]; whether it gave one, bool [n, judges].
 
     +1 for the present label, -1 against it, 0 for a tie or none; +1 where the judge saw the chosen side first, -1 where
     last, 0 where both ways or not known.
@@ -81,7 +81,9 @@ def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tu
     lower = votes["order"][there].map(LOWER_FIRST).fillna(0.0).to_numpy(dtype=np.float64)
     chosen_is_lower = np.where((pairs["chosen_id"] < pairs["rejected_id"]).to_numpy(dtype=bool), 1.0, -1.0)
     np.add.at(first, (rows[there], columns[there]), lower * chosen_is_lower[rows[there]])
-    return found, first
+    asked = np.zeros(found.shape, dtype=bool)
+    asked[rows[there], columns[there]] = True
+    return found, first, asked
 
 
 def _answers(pairs: pd.DataFrame, audit: pd.DataFrame) -> Answers:

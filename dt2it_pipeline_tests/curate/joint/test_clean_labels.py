@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dt2it_pipeline import clean_preferences
@@ -77,6 +78,27 @@ def test_an_audit_that_finds_wrong_labels_is_enough() -> None:
         checked[100 : 100 + errors] = checked[600 : 600 + errors] = -1
         found.append(clean_probabilities(evidence, Anchors(checked, anchors.trusted), draws, disputed))
     assert found[0].min() > 0.9 and found[1].min() > 0.2 and found[2].max() < 0.05
+
+
+def test_answers_and_annotators_that_are_against_the_same_labels_show_that_these_are_wrong() -> None:
+    """A tenth of the answers may be the auditor's errors, and a tenth of the disputes the voter's; not on one tenth."""
+    rows = range(200)
+    table = pd.DataFrame(
+        {
+            "chosen": [f"answer {n}" for n in rows],
+            "rejected": [f"other {n}" for n in rows],
+            "good": [2.0 if n % 10 else -2.0 for n in rows],
+            "bad": 0.0,
+        }
+    )
+    order = np.random.default_rng(0).permutation(200)
+    for count in (60, 120, 150):  # each audit is a part of the next
+        answers = [{"pair_id": n, "better_id": "chosen" if n % 10 else "rejected"} for n in order[:count]]
+        found = clean_preferences(
+            table, audit=pd.DataFrame(answers), chosen_scores=["good"], rejected_scores=["bad"]
+        ).pairs
+        disputed = np.array([n % 10 == 0 for n in rows])
+        assert (found["outcome"][disputed] == "flipped").all() and (found["outcome"][~disputed] == "kept").all()
 
 
 def test_all_may_be_flipped_where_only_the_label_accuracy_is_known() -> None:
