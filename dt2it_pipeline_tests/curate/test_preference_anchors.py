@@ -177,3 +177,12 @@ def test_a_known_label_accuracy_is_an_anchor() -> None:
     found = clean_preferences(world.pairs, world.scores, label_accuracy=0.7)
     assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.03) and found.sensitivity.empty
     assert world.accuracy(found.pairs["outcome"]) > 0.85 and (found.pairs["outcome"] != "dropped").mean() > 0.5
+    flips = (found.pairs["outcome"] == "flipped").any()
+    assert flips != any("no other side is sure enough for a flip" in note for note in found.notes)
+
+
+def test_a_known_label_accuracy_that_flips_nothing_says_so() -> None:
+    world = noisy_world(400, 0.8, 0.95)
+    found = clean_preferences(world.pairs, world.scores, label_accuracy=0.8)
+    assert not (found.pairs["outcome"] == "flipped").any()
+    assert any("how many labels are wrong, and not which" in note for note in found.notes)

@@ -333,6 +333,11 @@ def _sentences(decisions: Decisions, anchors: Anchors, table: pd.DataFrame, assu
             f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
             f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
         )
+    elif not anchors.pairs_known and not (decisions.outcome == FLIPPED).any():
+        found.append(
+            "no other side is sure enough for a flip: a known label accuracy says how many labels are wrong, and not "
+            f"which. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
+        )
     if decisions.as_without_audit:
         found.append(
             f"{few} checked pairs do not show with a probability of {SURE:.0%} that deciding by them costs no more "
