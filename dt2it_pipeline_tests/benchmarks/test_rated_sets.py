@@ -1,5 +1,6 @@
 """`benchmarks.real_noise.rebuild.rated`: sets from made-up files in the formats of WMT23 and Simplicity-DA."""
 
+import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -142,6 +143,9 @@ def test_wmt23_side_by_side_weighs_marked_errors(tmp_path: Path, capsys: pytest.
         "wmt23_zhen", tmp_path, capsys, *more
     )
     assert "wmt23_zhen needs --ratings sxs_mqm_" in fails("wmt23_zhen", tmp_path, capsys)
+    cut = tmp_path / "cut.tsv.gz"
+    cut.write_bytes(gzip.compress("\n".join([head, *lines]).encode())[:-20])
+    assert "cut.tsv.gz is not readable as a table" in fails("wmt23_zhen", tmp_path, capsys, "--ratings", str(cut))
 
 
 def test_wmt23_names_what_is_missing_or_malformed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +228,6 @@ def test_simplicity_names_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     table[table["sys_name"] == "a"].to_csv(metrics, index=False)
     assert "no row of sentence 1 and system b, which is rated" in fails("simplicity", tmp_path, capsys)
     metrics.write_text("", encoding="utf-8")
-    assert "cannot be read as a table" in fails("simplicity", tmp_path, capsys)
+    assert "is not readable as a table" in fails("simplicity", tmp_path, capsys)
     metrics.unlink()
     assert "metrics_simplicity_DA.csv is missing; is" in fails("simplicity", tmp_path, capsys)

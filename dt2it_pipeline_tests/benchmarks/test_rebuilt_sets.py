@@ -1,6 +1,7 @@
 """`benchmarks.real_noise.rebuild`: sets from made-up files in the formats of JudgeBench, GenAI-Bench and T2VScore."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from benchmarks.real_noise.rebuild.__main__ import main as rebuild
 from benchmarks.real_noise.rebuild.judged import GENAI, JUDGEBENCH, REWARD_MODELS
+from benchmarks.real_noise.rebuild.pictured import EDITS
 from benchmarks.real_noise.sets import NoisySet, load_set
+from dt2it_pipeline_tests.benchmarks.test_pictured_sets import write_imagenhub, write_t2iscorescore, write_tcbench
+from dt2it_pipeline_tests.benchmarks.test_rated_sets import write_ende, write_simplicity
 
 
 def built(name: str, tmp_path: Path, *more: str) -> NoisySet:
@@ -100,8 +104,8 @@ def test_judgebench_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureF
     assert "o1-mini-2024-09-12.jsonl is missing; is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", GENAI)
-def test_genai_bench(tmp_path: Path, name: str) -> None:
+def write_genai(checkout: Path, name: str) -> None:
+    """Five pairs; the labeller has a tie on the fourth, the visitor none on the third."""
     task, labeller, voters, judges = GENAI[name]
     human = ["leftvote", "rightvote", "bothbad_vote", "rightvote", "leftvote"]
     said: dict[str, list[str | None]] = {labeller: ["[[A>B]]", "[[A>B]]", "[[A>B]]", "[[A=B=Good]]", "[[B>A]]"]}
@@ -115,7 +119,13 @@ def test_genai_bench(tmp_path: Path, name: str) -> None:
         ]
         # a model's file may be in another order than the labeller's
         order = rows if model == labeller else rows[::-1]
-        write_json(tmp_path / "checkout" / "results" / task / model / "pairwise.json", order)
+        write_json(checkout / "results" / task / model / "pairwise.json", order)
+
+
+@pytest.mark.parametrize("name", GENAI)
+def test_genai_bench(tmp_path: Path, name: str) -> None:
+    _, _, voters, judges = GENAI[name]
+    write_genai(tmp_path / "checkout", name)
     made = built(name, tmp_path)
     assert list(made.pairs["prompt"]) == ["prompt 0", "prompt 1", "prompt 4"]
     assert list(made.right) == [True, False, False]
@@ -127,14 +137,15 @@ def test_genai_bench(tmp_path: Path, name: str) -> None:
         assert list(given["verdict"]) == ["tie", "rejected"] and set(given["order"]) == {"ab"}
 
 
-def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def write_t2vscore(checkout: Path) -> Path:
+    """Six videos of five models, later ones better, and one that people find alike; returns the table of scores."""
     models = ("first", "second", "third", "fourth", "fifth")
     rated = {
         str(video): {"prompt": f"prompt {video}", "models": {name: [1.0 + place] for place, name in enumerate(models)}}
         for video in range(6)
     }
     rated["6"] = {"prompt": "all alike", "models": {name: [3.0] for name in models}}
-    folder = tmp_path / "checkout" / "datasets"
+    folder = checkout / "datasets"
     write_json(folder / "t2vscore_alignment_score.json", rated)
     table = pd.DataFrame(
         [
@@ -145,6 +156,11 @@ def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFi
         ]
     )  # fmt: skip
     table.to_csv(folder / "t2vscore_results.csv", index=False)
+    return folder / "t2vscore_results.csv"
+
+
+def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_t2vscore(tmp_path / "checkout")
     made = built("t2vscore", tmp_path)
     assert len(made.pairs) == 12 and made.right.all() and "all alike" not in set(made.pairs["prompt"])
     names = made.pairs["pair_id"].str.split("-", expand=True)
@@ -154,7 +170,94 @@ def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFi
     wide = made.scores[made.scores["voter"] == "clipscore"].set_index("response_id")["score"]
     assert (made.pairs["chosen_id"].map(wide) > made.pairs["rejected_id"].map(wide)).all()
     assert list(built("t2vscore", tmp_path, "--seed", "1").pairs["pair_id"]) != list(made.pairs["pair_id"])
-    table[table["model_name"] != "third"].to_csv(folder / "t2vscore_results.csv", index=False)
+    table = pd.read_csv(file)
+    table[table["model_name"] != "third"].to_csv(file, index=False)
     with pytest.raises(SystemExit):
         built("t2vscore", tmp_path)
     assert "no row of video 0 and model third" in capsys.readouterr().err
+
+
+def fails(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    with pytest.raises(SystemExit):
+        built(name, tmp_path, *more)
+    return capsys.readouterr().err.rpartition("error: ")[2]
+
+
+# by set: what writes its sources, and the files among them, one of each kind
+SOURCES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+    "imagenhub_edits": (
+        lambda checkout: write_imagenhub(checkout, EDITS, lambda _, good: good),
+        ("*_rater1.tsv", "results_gemini_0shot/*/SDEdit/PQ.json"),
+    ),
+    "tcbench": (
+        write_tcbench,
+        ("human_scores_all.json", "clip_eval/*/lavie.json", "gpt_eval/*/lavie.json", "i2v_prompts.json"),
+    ),
+    "t2iscorescore": (
+        write_t2iscorescore,
+        ("metadata.csv", "VIEScore.csv", "clipscore_score.csv", "gpt4v_dsg_score.csv"),
+    ),
+    "wmt23_ende": (
+        write_ende,
+        ("en-de.docs", "en-de/good.txt", "chrF-refA.seg.score", "en-de.ESA-1.seg.score", "en-de.MQM-1.seg.score"),
+    ),
+    "simplicity": (
+        lambda checkout: write_simplicity(
+            checkout, {(1, "a"): dict.fromkeys(range(9), 90), (1, "b"): dict.fromkeys(range(9), 10)}
+        ),
+        ("simplicity_DA_ratings.csv", "metrics_simplicity_DA.csv"),
+    ),
+    "judgebench_grm": (
+        write_judgebench,
+        (f"{JUDGEBENCH}.jsonl", "*judge_name=arena_hard*.jsonl", "*GRM-Gemma*.jsonl"),
+    ),
+    "genai_images": (
+        lambda checkout: write_genai(checkout, "genai_images"),
+        ("gemini-1.5-pro/pairwise.json", "gpt4o/pairwise.json"),
+    ),
+    "t2vscore": (write_t2vscore, ("t2vscore_alignment_score.json", "t2vscore_results.csv")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_malformed_files_are_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, files = SOURCES[name]
+    write(tmp_path / "checkout")
+    assert len(built(name, tmp_path).pairs)
+    for pattern in files:
+        file = sorted((tmp_path / "checkout").rglob(pattern))[0]
+        whole = file.read_bytes()
+        for content in (b"\xff\xfe", b"null", b"[null]", b'{"a": null}', b'{"a": {"b": "c"}}', b"a,b\n1"):
+            file.write_bytes(content)
+            assert file.name in fails(name, tmp_path, capsys), (pattern, content)
+        file.unlink()
+        file.mkdir()
+        assert f"{file} cannot be read: Is a directory" in fails(name, tmp_path, capsys)
+        file.rmdir()
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.1", "x"), ("0.1", "nan"), ("0.1", ""), ("20.0", "inf"), ("prompt 1", "")])
+def test_values_that_are_no_numbers_or_texts_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    file = write_t2vscore(tmp_path / "checkout")
+    texts = file.parent / "t2vscore_alignment_score.json"
+    changed = texts if old.startswith("prompt") else file
+    quoted = (f'"{old}"', "null") if changed is texts else (old, new)
+    changed.write_text(changed.read_text("utf-8").replace(*quoted), encoding="utf-8")
+    expected = "the prompt of pair t2v-1-" if changed is texts else file.name
+    assert expected in fails("t2vscore", tmp_path, capsys)
+
+
+def test_arguments_that_are_no_folder_or_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "checkout is no folder; CHECKOUT is a checkout" in fails("t2vscore", tmp_path, capsys)
+    write_t2vscore(tmp_path / "checkout")
+    for path in (tmp_path, tmp_path / "absent.csv"):
+        assert f"--ratings {path} is no file" in fails("tifa160", tmp_path, capsys, "--ratings", str(path))
+    (tmp_path / "sets").write_text("", encoding="utf-8")
+    assert "sets/t2vscore cannot be written (Not a directory); --output is" in fails("t2vscore", tmp_path, capsys)
+    (tmp_path / "checkout2").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        rebuild(["t2vscore", str(tmp_path / "checkout2"), "--output", str(tmp_path)])
+    assert "checkout2 is no folder" in capsys.readouterr().err

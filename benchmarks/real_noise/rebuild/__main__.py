@@ -75,14 +75,26 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.set in RATINGS and given.ratings is None:
         parser.error(f"{given.set} needs --ratings {RATINGS[given.set]}")
+    if not given.checkout.is_dir():
+        parser.error(f"{given.checkout} is no folder; CHECKOUT is a checkout of the set's source")
+    if given.set in RATINGS and not given.ratings.is_file():
+        parser.error(f"--ratings {given.ratings} is no file; {given.set} needs {RATINGS[given.set]}")
+    folder = given.output / given.set
     try:
         tables = builders[given.set](given)
-        write(tables, given.output / given.set)
     except FileNotFoundError as error:
         parser.error(f"{error.filename} is missing; is {given.checkout} a checkout of the set's source?")
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be read: {error.strerror}")
     except SetError as error:
         parser.error(str(error))
-    print(f"{given.output / given.set}: {len(tables['pairs'])} pairs")
+    try:
+        write(tables, folder)
+    except OSError as error:
+        parser.error(f"{folder} cannot be written ({error.strerror}); --output is a folder, which may not exist yet")
+    except SetError as error:
+        parser.error(str(error))
+    print(f"{folder}: {len(tables['pairs'])} pairs")
 
 
 if __name__ == "__main__":

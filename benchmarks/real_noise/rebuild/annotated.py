@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.real_noise.rebuild.building import Tables, add_pair, add_scores, add_vote, empty, number, read
+from benchmarks.real_noise.rebuild.building import (
+    Tables,
+    add_pair,
+    add_scores,
+    add_vote,
+    empty,
+    number,
+    numeric,
+    parsing,
+    read,
+    read_object,
+    read_table,
+)
 
 SUBSETS = ("Natural", "Adversarial/Neighbor", "Adversarial/GPTInst", "Adversarial/GPTOut", "Adversarial/Manual")
 RATINGS = {
@@ -53,19 +64,20 @@ def llmbar_palm(checkout: Path) -> Tables:
         folder = checkout / "Dataset" / "LLMBar" / subset
         name = folder.name.lower()
         told = {way: read(folder / "evaluators" / way / "result.json") for way in _ways()}
-        for index, row in enumerate(read(folder / "dataset.json")):
-            pair = f"lb-{name}-{index:03d}"
-            label = told[LABEL][index]["results"][-1]["swap = False"]["winner"]
-            if label not in ("1", "2"):
-                continue
-            chosen = add_pair(tables, pair, name, row["input"], row["output_1"], row["output_2"], int(label))
-            tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{row['label']}"})
-            for voter, way in RATINGS.items():
-                found = told[way][index]["results"][-1]
-                add_scores(tables, pair, voter, [number(found[f"score_{side}"][0]) for side in (1, 2)])
-            for judge, way in JUDGES.items():
-                winner = told[way][index]["results"][-1]["swap = False"]["winner"]
-                add_vote(tables, pair, judge, f"{pair}-{winner}" if winner in ("1", "2") else None, chosen)
+        with parsing(folder):
+            for index, row in enumerate(read(folder / "dataset.json")):
+                pair = f"lb-{name}-{index:03d}"
+                label = told[LABEL][index]["results"][-1]["swap = False"]["winner"]
+                if label not in ("1", "2"):
+                    continue
+                chosen = add_pair(tables, pair, name, row["input"], row["output_1"], row["output_2"], int(label))
+                tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{row['label']}"})
+                for voter, way in RATINGS.items():
+                    found = told[way][index]["results"][-1]
+                    add_scores(tables, pair, voter, [number(found[f"score_{side}"][0]) for side in (1, 2)])
+                for judge, way in JUDGES.items():
+                    winner = told[way][index]["results"][-1]["swap = False"]["winner"]
+                    add_vote(tables, pair, judge, f"{pair}-{winner}" if winner in ("1", "2") else None, chosen)
     return tables
 
 
@@ -74,20 +86,21 @@ def pandalm(checkout: Path, seed: int) -> Tables:
     draw = np.random.default_rng(seed)
     folder, tables = checkout / "data", empty()
     judged = [read(folder / f"{name}-testset-v1.json") for name in ("gpt-3.5-turbo", "pandalm-7b")]
-    for row, (gpt, own) in zip(read(folder / "testset-v1.json"), zip(*judged, strict=True), strict=True):
-        said = [row[f"annotator{number}"] for number in (1, 2, 3)]
-        label = said.pop(int(draw.integers(3)))
-        if label not in (1, 2) or said[0] != said[1] or said[0] not in (1, 2):
-            continue
-        pair = f"pl-{row['idx']:04d}"
-        prompt = "\n".join(filter(None, (row["instruction"], row["input"])))
-        chosen = add_pair(tables, pair, "all", prompt, row["response1"], row["response2"], label)
-        tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{said[0]}"})
-        for judge, result in (("gpt35", gpt["gpt_result"]), ("pandalm7b", own["pandalm_result"])):
-            side = int(result) if str(result) in ("1", "2") else 0
-            half = {1: 0.5, 2: -0.5, 0: 0.0}[side]
-            add_scores(tables, pair, f"{judge}-as-score", [half, 0.0 - half])
-            add_vote(tables, pair, judge, f"{pair}-{side}" if side else None, chosen)
+    with parsing(folder):
+        for row, (gpt, own) in zip(read(folder / "testset-v1.json"), zip(*judged, strict=True), strict=True):
+            said = [row[f"annotator{number}"] for number in (1, 2, 3)]
+            label = said.pop(int(draw.integers(3)))
+            if label not in (1, 2) or said[0] != said[1] or said[0] not in (1, 2):
+                continue
+            pair = f"pl-{row['idx']:04d}"
+            prompt = "\n".join(filter(None, (row["instruction"], row["input"])))
+            chosen = add_pair(tables, pair, "all", prompt, row["response1"], row["response2"], label)
+            tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{said[0]}"})
+            for judge, result in (("gpt35", gpt["gpt_result"]), ("pandalm7b", own["pandalm_result"])):
+                side = int(result) if str(result) in ("1", "2") else 0
+                half = {1: 0.5, 2: -0.5, 0: 0.0}[side]
+                add_scores(tables, pair, f"{judge}-as-score", [half, 0.0 - half])
+                add_vote(tables, pair, judge, f"{pair}-{side}" if side else None, chosen)
     return tables
 
 
@@ -97,8 +110,19 @@ def tifa160(checkout: Path, ratings: Path, seed: int) -> Tables:
     A pair is two images of one caption which four raters or more rated both. Its mean ratings differ by 0.5 or more.
     """
     draw = np.random.default_rng(seed)
-    images = json.loads((checkout / "human_annotations" / "human_annotations_with_scores.json").read_text("utf-8"))
-    rated = pd.read_csv(ratings)
+    file = checkout / "human_annotations" / "human_annotations_with_scores.json"
+    with parsing(file):
+        images = {
+            name: {
+                **{key: row[key] for key in ("text_id", "text")},
+                "human_scores": [numeric(score) for score in row["human_scores"]],
+                **{column: numeric(row[column]) for column in METRICS.values()},
+            }
+            for name, row in read_object(file).items()
+        }
+    rated = read_table(ratings, ("source_id", "model_type", "worker_id"), ("answer",))
+    with parsing(ratings):
+        rated = rated.astype({"worker_id": int})
     names = rated["source_id"] + "_" + rated["model_type"].map(MODELS)
     by_image = {
         str(name): dict(zip(rows["worker_id"], rows["answer"], strict=True)) for name, rows in rated.groupby(names)
@@ -129,7 +153,7 @@ def tifa160(checkout: Path, ratings: Path, seed: int) -> Tables:
                 add_vote(tables, pair, f"rater-{place}", better, chosen)
     for name, row in images.items():
         tables["scores"] += [
-            {"response_id": name, "voter": voter, "score": float(row[column])} for voter, column in METRICS.items()
+            {"response_id": name, "voter": voter, "score": row[column]} for voter, column in METRICS.items()
         ]
     return tables
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterable
+import math
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.real_noise.sets import FILES, SetError
@@ -14,15 +20,33 @@ from benchmarks.real_noise.sets import FILES, SetError
 Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
 
+# what comes of a file's content that has another form than its source publishes; of an archive that is cut off, too
+MALFORMED = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zlib.error,
+)
+
 
 def write(tables: Tables, folder: Path) -> None:
     """Write a set's four files into a folder, which may not exist yet.
 
     Raises:
-        SetError: there is no pair.
+        SetError: there is no pair, or the source or prompt of one is no text.
     """
     if not tables["pairs"]:
         raise SetError(f"{folder.name}: no pair follows from these files; are they complete?")
+    for row in tables["pairs"]:
+        if odd := [name for name in ("source", "prompt") if not isinstance(row.get(name, ""), str)]:
+            raise SetError(f"{folder.name}: the {odd[0]} of pair {row['pair_id']} is no text, but {row[odd[0]]!r}")
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         pd.DataFrame(tables[name]).to_parquet(folder / f"{name}.parquet", index=False)
@@ -33,19 +57,49 @@ def empty() -> Tables:
     return {name: [] for name in FILES}
 
 
+@contextmanager
+def parsing(file: Path, what: str = "as its source publishes it") -> Iterator[None]:
+    """Make an error that names the file of what its malformed content raises.
+
+    Raises:
+        SetError: the content is malformed.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SetError(
+            f"{file} is not {what} ({reason}); download it again, with `git lfs pull` if it is a pointer"
+        ) from error
+
+
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        SetError: it is not UTF-8.
+    """
+    with parsing(file, "UTF-8 text"):
+        return file.read_text(encoding="utf-8")
+
+
 def read(file: Path) -> Rows:
     """The rows of a JSON file.
 
     Raises:
-        SetError: it is not JSON.
+        SetError: it is not JSON, or no list.
     """
-    made: Rows = _parsed(file, file.read_text(encoding="utf-8"))
+    made: Rows = _parsed(file, read_text(file), list)
     return made
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises SetError where it is not JSON."""
-    made: dict[str, Any] = _parsed(file, file.read_text(encoding="utf-8"))
+    """The object in a JSON file.
+
+    Raises:
+        SetError: it is not JSON, or no object.
+    """
+    made: dict[str, Any] = _parsed(file, read_text(file), dict)
     return made
 
 
@@ -53,18 +107,49 @@ def read_lines(file: Path) -> Rows:
     """The rows of a JSON Lines file.
 
     Raises:
-        SetError: a line is not JSON.
+        SetError: a line is not JSON, or no object.
     """
-    return [_parsed(file, line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [_parsed(file, line, dict) for line in read_text(file).splitlines() if line.strip()]
 
 
-def _parsed(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SetError(
-            f"{file} is not JSON ({error}); download it again, with `git lfs pull` if it is a pointer"
-        ) from error
+def _parsed(file: Path, text: str, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    with parsing(file, "JSON"):
+        made = json.loads(text)
+    if not isinstance(made, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise SetError(f"{file}: expected {expected}, found {text.strip()[:40]!r}; download it again")
+    return made
+
+
+def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = (), **options: Any) -> pd.DataFrame:
+    """The columns of a table and those that are `numbers`, read with `options` of pandas' read_csv.
+
+    Raises:
+        SetError: it is no table, a column is missing, or a row has nothing or no finite number where it needs it.
+    """
+    columns = (*columns, *numbers)
+    with parsing(file, "readable as a table"):
+        table = pd.read_csv(file, usecols=lambda column: column in columns, **options)
+    if missing := [column for column in columns if column not in table.columns]:
+        raise SetError(f"{file}: columns {missing} missing; download it again")
+    if (absent := table.isna()).any(axis=None):
+        row, column = np.argwhere(absent.to_numpy())[0]
+        raise SetError(f"{file}: row {row + 1} has no {table.columns[column]}; download it again")
+    with parsing(file):
+        return table.assign(**{column: table[column].map(numeric) for column in numbers})
+
+
+def numeric(value: Any) -> float:
+    """A value of a file as a finite number.
+
+    Raises:
+        ValueError: it is text of another kind, or not finite.
+        TypeError: it is null, a list or an object.
+    """
+    made = float(value)
+    if not math.isfinite(made):
+        raise ValueError(f"{value!r} is not finite")
+    return made
 
 
 def number(text: str) -> float | None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from benchmarks.real_noise.rebuild.building import (
-    Rows,
     Tables,
     add_pair,
     add_scores,
     add_vote,
     empty,
+    numeric,
+    parsing,
     read,
     read_lines,
     read_object,
+    read_table,
 )
 from benchmarks.real_noise.sets import SetError
 
@@ -52,6 +54,8 @@ HUMAN = {"leftvote": 1, "rightvote": 2}
 
 T2V_VOTERS = {"clipscore": "CLIP Score", "blip-bleu": "BLIP-BLEU"}
 T2V_LABEL, T2V_JUDGE = "X-CLIP Score", "T2VScore-A (GPT-4V)"
+Taken = TypeVar("Taken")
+
 LEAST_DIFFERENCE = 0.5  # of mean ratings, from which one video is the better one
 
 
@@ -62,22 +66,31 @@ def judgebench(checkout: Path, label: str) -> Tables:
     in the order of the file ("o1"), when its verdict in the other order is the only one kept. Pairs with a label of
     neither side are left out.
     """
-    data = read_lines(checkout / "data" / f"{JUDGEBENCH}.jsonl")
-    ids = {row["pair_id"] for row in data}
-    o1 = _judged(checkout, "arena_hard", O1, ids)
-    models = {voter: _judged(checkout, "reward_model", name, ids) for voter, name in REWARD_MODELS.items()}
+    file = checkout / "data" / f"{JUDGEBENCH}.jsonl"
+    with parsing(file):
+        data = [
+            (
+                row["pair_id"],
+                row["source"].split("-")[0],
+                (row["question"], row["response_A"], row["response_B"]),
+                {1: 1, 2: 2}[SIDES[row["label"]]],  # one is right
+            )
+            for row in read_lines(file)
+        ]
+    ids = {key for key, *_ in data}
+    o1 = _judged(checkout, "arena_hard", O1, ids, _decisions)
+    models = {voter: _judged(checkout, "reward_model", name, ids, _scores) for voter, name in REWARD_MODELS.items()}
     tables = empty()
-    for index, row in enumerate(data):
-        key = row["pair_id"]
-        scores = {voter: judged[key][0]["judgment"]["scores"] for voter, judged in models.items()}
-        first, second = (SIDES.get(str(one["decision"])) for one in o1[key])
+    for index, (key, source, texts, right) in enumerate(data):
+        scores = {voter: judged[key] for voter, judged in models.items()}
+        first, second = o1[key]
         verdicts = {"ab": first, "ba": 3 - second if second else second}  # the second time A and B are exchanged
         side = verdicts.pop("ab") if label == "o1" else _higher(scores.pop(label))
         if not side:
             continue
-        pair, source = f"jb-{index:03d}", row["source"].split("-")[0]
-        chosen = add_pair(tables, pair, source, row["question"], row["response_A"], row["response_B"], side)
-        tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{SIDES[row['label']]}"})
+        pair = f"jb-{index:03d}"
+        chosen = add_pair(tables, pair, source, *texts, side)
+        tables["truth"].append({"pair_id": pair, "better_id": f"{pair}-{right}"})
         for voter, given in scores.items():
             add_scores(tables, pair, voter, given)
         for order, better in verdicts.items():
@@ -94,18 +107,21 @@ def genai_bench(checkout: Path, name: str) -> Tables:
     """
     task, labeller, voters, judges = GENAI[name]
     folder = checkout / "results" / task
-    rows = read(folder / labeller / "pairwise.json")
+    file = folder / labeller / "pairwise.json"
+    with parsing(file):
+        rows = [
+            (int(row["idx"]), HUMAN.get(row["human_vote"]), row["prompt" if "prompt" in row else "instruct_prompt"])
+            for row in read(file)
+        ]
     told = {model: _verdicts(folder / model / "pairwise.json") for model in (labeller, *voters, *judges)}
     tables = empty()
-    for row in rows:
-        index = int(row["idx"])
+    for index, better, prompt in rows:
         said = {model: verdicts.get(index) for model, verdicts in told.items()}
-        better, label = HUMAN.get(row["human_vote"]), said[labeller]
+        label = said[labeller]
         if not better or not label:
             continue
         pair = f"{name.replace('_', '-')}-{index:04d}"
         ids = {1: f"{pair}-1", 2: f"{pair}-2"}
-        prompt = row["prompt"] if "prompt" in row else row["instruct_prompt"]
         tables["pairs"].append(
             {
                 "pair_id": pair,
@@ -134,14 +150,20 @@ def t2vscore(checkout: Path, seed: int) -> Tables:
     which asks GPT-4V questions.
     """
     folder = checkout / "datasets"
-    rated: dict[str, Any] = read_object(folder / "t2vscore_alignment_score.json")
-    scored = folder / "t2vscore_results.csv"
-    scores = {(str(row["video_id"]), row["model_name"]): row for row in pd.read_csv(scored).to_dict("records")}
+    file = folder / "t2vscore_alignment_score.json"
+    with parsing(file):
+        rated = {
+            key: (row["prompt"], {model: _mean(ratings) for model, ratings in row["models"].items()})
+            for key, row in read_object(file).items()
+        }
+    scored, columns = folder / "t2vscore_results.csv", (T2V_LABEL, T2V_JUDGE, *T2V_VOTERS.values())
+    table = read_table(scored, ("video_id", "model_name"), columns)
+    scores = {(str(row["video_id"]), row["model_name"]): row for row in table.to_dict("records")}
     draw, tables = np.random.default_rng(seed), empty()
-    for key, row in rated.items():
-        models = [str(model) for model in draw.permutation(sorted(row["models"]))]
+    for key, (prompt, means) in rated.items():
+        models = [str(model) for model in draw.permutation(sorted(means))]
         for first, second in zip(models[0::2], models[1::2], strict=False):
-            difference = float(np.mean(row["models"][first]) - np.mean(row["models"][second]))
+            difference = means[first] - means[second]
             if missing := [model for model in (first, second) if (key, model) not in scores]:
                 raise SetError(f"{scored}: no row of video {key} and model {missing[0]}, which is rated")
             given = [scores[key, model] for model in (first, second)]
@@ -154,25 +176,45 @@ def t2vscore(checkout: Path, seed: int) -> Tables:
                 {
                     "pair_id": pair,
                     "source": "t2v",
-                    "prompt": row["prompt"],
+                    "prompt": prompt,
                     "chosen_id": ids[label],
                     "rejected_id": ids[3 - label],
                 }
             )
             tables["truth"].append({"pair_id": pair, "better_id": ids[1 if difference > 0 else 2]})
             for voter, column in T2V_VOTERS.items():
-                add_scores(tables, pair, voter, [float(one[column]) for one in given])
+                add_scores(tables, pair, voter, [one[column] for one in given])
             better = _higher([one[T2V_JUDGE] for one in given])
             add_vote(tables, pair, "t2vscore-a", ids.get(better), ids[label])
     return tables
 
 
-def _judged(checkout: Path, way: str, model: str, ids: set[str]) -> dict[str, Rows]:
+def _judged(checkout: Path, way: str, model: str, ids: set[str], of: Callable[[Any], Taken]) -> dict[str, Taken]:
+    """What `of` takes of the judgments on each pair, all of `ids` among them."""
     file = checkout / "outputs" / f"{JUDGEBENCH},judge_name={way},judge_model={model}.jsonl"
-    judged = {row["pair_id"]: row["judgments"] for row in read_lines(file)}
+    with parsing(file):
+        judged = {row["pair_id"]: of(row["judgments"]) for row in read_lines(file)}
     if missing := sorted(ids - set(judged)):
         raise SetError(f"{file}: {len(missing)} of the pairs in data/ have no judgment; the first is {missing[0]}")
     return judged
+
+
+def _decisions(judgments: Any) -> tuple[int | None, int | None]:
+    """The verdicts in two orders: 1 or 2, 0 for a tie, None where there is none."""
+    first, second = (SIDES.get(str(one["decision"])) for one in judgments)
+    return first, second
+
+
+def _scores(judgments: Any) -> list[float]:
+    """The scores of both responses."""
+    first, second = map(numeric, judgments[0]["judgment"]["scores"])
+    return [first, second]
+
+
+def _mean(ratings: Any) -> float:
+    if not ratings:
+        raise ValueError("a video without ratings")
+    return float(np.mean([numeric(rating) for rating in ratings]))
 
 
 def _higher(pair: list[float]) -> int:
@@ -181,7 +223,8 @@ def _higher(pair: list[float]) -> int:
 
 
 def _verdicts(file: Path) -> dict[int, int | None]:
-    return {int(row["idx"]): _verdict(row["model_vote"]) for row in read(file)}
+    with parsing(file):
+        return {int(row["idx"]): _verdict(row["model_vote"]) for row in read(file)}
 
 
 def _verdict(text: str | None) -> int | None:

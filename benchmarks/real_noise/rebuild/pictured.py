@@ -10,9 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.real_noise.rebuild.building import Tables, add_scores, add_vote, empty, read, read_object
+from benchmarks.real_noise.rebuild.building import (
+    Tables,
+    add_scores,
+    add_vote,
+    empty,
+    numeric,
+    parsing,
+    read,
+    read_object,
+    read_table,
+)
 from benchmarks.real_noise.sets import SetError
 
 # task of ImagenHub: how its raters' files begin, and the models that VIEScore has results of
@@ -94,9 +103,10 @@ def _imagenhub(
             for name in models_rating:
                 rated.setdefault(name, {}).update(_viescore(answers / f"results_{name}_0shot" / folder / model))
             metrics = answers / "results_autometrics" / folder / f"{model}.json"
-            for image, given in read_object(metrics).items():
-                for metric in METRICS.keys() & given.keys():
-                    rated.setdefault(metric, {})[f"{model}/{image}"] = METRICS[metric] * float(given[metric])
+            with parsing(metrics):
+                for image, given in read_object(metrics).items():
+                    for metric in METRICS.keys() & given.keys():
+                        rated.setdefault(metric, {})[f"{model}/{image}"] = METRICS[metric] * numeric(given[metric])
         prompts = _prompts(answers / "results_gpt4o_0shot" / folder / models[0] / "SC.json")
         for image, ratings in people.items():
             for first, second in _neighbours(sorted(ratings), draw):
@@ -123,30 +133,38 @@ def tcbench(checkout: Path, seed: int) -> Tables:
     folder, draw, tables = checkout / "eval_results", np.random.default_rng(seed), empty()
     human = folder / "human_eval" / "i2v" / "human_scores_all.json"
     videos: dict[str, dict[str, list[float]]] = {}
-    for name, (one, other) in read_object(human).items():
-        model, _, video = name.partition("_")
-        if model not in TC_MODELS:
-            raise SetError(f"{human}: {name} is of none of the models {', '.join(TC_MODELS)}")
-        if len(one) == len(other) == len(RATERS):  # one video has two raters only
-            videos.setdefault(video, {})[model] = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
+    with parsing(human):
+        for name, (one, other) in read_object(human).items():
+            model, _, video = name.partition("_")
+            if model not in TC_MODELS:
+                raise SetError(f"{human}: {name} is of none of the models {', '.join(TC_MODELS)}")
+            if len(one) == len(other) == len(RATERS):  # one video has two raters only
+                ratings = [(numeric(a) + numeric(b)) / 2 for a, b in zip(one, other, strict=True)]
+                videos.setdefault(video, {})[model] = ratings
     rated: dict[str, Scores] = {}
     for model in TC_MODELS:
         for voter, way in TC_VOTERS.items():
-            for video, score in read_object(folder / way / "i2v" / f"{model}.json").items():
-                rated.setdefault(voter, {})[f"{model}_{video}"] = float(score)
-        for video, assertions in read_object(folder / "gpt_eval" / "i2v" / f"{model}.json").items():
-            share = float(np.mean([one["correct"] for one in assertions]))
-            rated.setdefault(TC_JUDGE, {})[f"{model}_{video}"] = share
-    prompts = {int(row["id"]): row for row in read(checkout / "i2v_prompts.json")}
-    for video, ratings in videos.items():
-        for first, second in _neighbours(sorted(ratings), draw):
-            apart = [a - b for a, b in zip(ratings[first], ratings[second], strict=True)]
+            file = folder / way / "i2v" / f"{model}.json"
+            with parsing(file):
+                scores = {f"{model}_{video}": numeric(score) for video, score in read_object(file).items()}
+            rated.setdefault(voter, {}).update(scores)
+        file = folder / "gpt_eval" / "i2v" / f"{model}.json"
+        with parsing(file):
+            shares = {f"{model}_{video}": _share(assertions) for video, assertions in read_object(file).items()}
+        rated.setdefault(TC_JUDGE, {}).update(shares)
+    file = checkout / "i2v_prompts.json"
+    with parsing(file):
+        prompts = {int(row["id"]): (row["type"], row["prompt"]) for row in read(file)}
+        abouts = {video: prompts[int(video.split("-")[0])] for video in videos}
+    for video, given in videos.items():
+        for first, second in _neighbours(sorted(given), draw):
+            apart = [a - b for a, b in zip(given[first], given[second], strict=True)]
             label = _drawn(apart, draw)
             difference = float(np.mean(apart))
             if not label or abs(difference) < LEAST_DIFFERENCE - 1e-9:
                 continue
-            about, pair = prompts[int(video.split("-")[0])], f"tc-{video}-{first}-{second}"
-            ids = _add(tables, pair, about["type"], about["prompt"], label, difference)
+            pair = f"tc-{video}-{first}-{second}"
+            ids = _add(tables, pair, *abouts[video], label, difference)
             items = (f"{first}_{video}", f"{second}_{video}")
             _evidence(tables, pair, ids, label, items, rated, TC_VOTERS, (TC_JUDGE,))
     return tables
@@ -160,9 +178,10 @@ def t2iscorescore(checkout: Path, seed: int) -> Tables:
     """
     draw, tables = np.random.default_rng(seed), empty()
     file = checkout / "data" / "metadata.csv"
-    images = _table(file, ("id", "target_prompt", "file_name", "image_source", "rank"))
+    images = read_table(file, ("id", "target_prompt", "file_name", "image_source", "rank"), dtype=str)
     images.index = images["file_name"].str.removeprefix("images/").str.removesuffix(".jpg")
-    errors = images["rank"].str[0].astype(int)  # 1a and 1b have one error each, and not the same
+    with parsing(file):
+        errors = images["rank"].str[0].astype(int)  # 1a and 1b have one error each, and not the same
     rated = {name: _ts2_scores(checkout / "output" / way) for name, way in {**TS2_VOTERS, **TS2_JUDGES}.items()}
     label_scores = _ts2_scores(checkout / "output" / TS2_LABEL, "fname")
     for _, rows in images.groupby("id", sort=False):
@@ -237,10 +256,10 @@ def _people(folder: Path, prefix: str, models: tuple[str, ...]) -> dict[str, dic
     made: dict[str, dict[str, list[float]]] = {}
     for rater in RATERS:
         file = folder / f"{prefix}_rater{rater}.tsv"
-        for row in _table(file, ("uid", *models), sep="\t").to_dict("records"):
+        for row in read_table(file, ("uid", *models), sep="\t", dtype=str).to_dict("records"):
             for model in models:
                 try:
-                    consistency, quality = json.loads(row[model])
+                    consistency, quality = map(numeric, json.loads(row[model]))
                 except (TypeError, ValueError):
                     raise SetError(f"{file}: {row['uid']} of {model} has no two ratings, but {row[model]!r}") from None
                 made.setdefault(row["uid"], {}).setdefault(model, []).append((consistency + quality) / 2)
@@ -255,41 +274,41 @@ def _viescore(folder: Path) -> Scores:
 
     Of parts VIEScore takes the least, too. Images without one of the two are left out.
     """
-    consistency, quality = read_object(folder / "SC.json"), read_object(folder / "PQ.json")
+    parts = []
+    for file in (folder / "SC.json", folder / "PQ.json"):
+        with parsing(file):
+            parts.append({image: _least(row["score"]) for image, row in read_object(file).items()})
+    consistency, quality = parts
     return {
-        f"{folder.name}/{image}": (_least(row["score"]) + _least(quality[image]["score"])) / 2
-        for image, row in consistency.items()
+        f"{folder.name}/{image}": (score + quality[image]) / 2
+        for image, score in consistency.items()
         if image in quality
     }
 
 
 def _least(score: float | list[float]) -> float:
-    return float(min(score)) if isinstance(score, list) else float(score)
+    return min(map(numeric, score)) if isinstance(score, list) else numeric(score)
+
+
+def _share(assertions: list[dict[str, float]]) -> float:
+    """The share of assertions that hold."""
+    if not assertions:
+        raise ValueError("a video without assertions")
+    return float(np.mean([numeric(one["correct"]) for one in assertions]))
 
 
 def _prompts(file: Path) -> dict[str, str]:
     """By image, the last line that the model was given, without what stands before its colon."""
-    return {
-        image: row["prompt_input"].strip().rpartition("\n")[2].partition(": ")[2]
-        for image, row in read_object(file).items()
-    }
+    with parsing(file):
+        return {
+            image: row["prompt_input"].strip().rpartition("\n")[2].partition(": ")[2]
+            for image, row in read_object(file).items()
+        }
 
 
 def _ts2_scores(file: Path, name: str = "image_id") -> Scores:
     """Scores by image; VIEScore's -1 stands for an answer that could not be read, and is left out."""
-    table = _table(file, (name, "score"))
+    table = read_table(file, (name,), ("score",), dtype=str)
     images = table[name].str.removesuffix(".jpg").str.replace(".", "-", regex=False)
-    scores = table["score"].astype(float)
-    return {str(image): score for image, score in zip(images, scores, strict=True) if name == "image_id" or score >= 0}
-
-
-def _table(file: Path, columns: tuple[str, ...], sep: str = ",") -> pd.DataFrame:
-    """A table of texts.
-
-    Raises:
-        SetError: a column is missing.
-    """
-    table = pd.read_csv(file, sep=sep, dtype=str)
-    if absent := [column for column in columns if column not in table.columns]:
-        raise SetError(f"{file}: columns {absent} missing; it has {list(table.columns)}")
-    return table
+    given = zip(images, table["score"], strict=True)
+    return {str(image): score for image, score in given if name == "image_id" or score >= 0}

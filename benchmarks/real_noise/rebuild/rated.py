@@ -6,16 +6,23 @@ The rules were fixed before a method saw the sets.
 from __future__ import annotations
 
 import csv
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.real_noise.rebuild.building import Tables, add_pair, add_scores, add_vote, empty, number
+from benchmarks.real_noise.rebuild.building import (
+    Tables,
+    add_pair,
+    add_scores,
+    add_vote,
+    empty,
+    numeric,
+    parsing,
+    read_table,
+    read_text,
+)
 from benchmarks.real_noise.sets import SetError
 
 WMT23 = Path("data") / "mt-metrics-eval-v2" / "wmt23"
@@ -83,15 +90,17 @@ def simplicity(checkout: Path, seed: int) -> Tables:
     """
     folder, keys = checkout / "data", ["sent_id", "sys_name"]
     file = folder / "ratings_per_annotator" / "simplicity_DA_ratings.csv"
-    rated = _table(file, [*keys, "orig_sent", "simp_sent", "rater_id", "simplicity"])
+    rated = read_table(file, [*keys, "orig_sent", "simp_sent", "rater_id"], ["simplicity"])
+    with parsing(file):
+        rated = rated.astype({"rater_id": int})
     file = folder / "metrics_per_sentence" / "metrics_simplicity_DA.csv"
-    scored = _table(file, [*keys, "test_set", *METRICS.values()])
+    scored = read_table(file, [*keys, "test_set"], list(METRICS.values()))
     scores = {(row["sent_id"], row["sys_name"]): row for row in scored[scored["test_set"] == "all"].to_dict("records")}
     draw, tables = np.random.default_rng(seed), empty()
     for sentence, rows in rated.groupby("sent_id"):
         texts = {str(system): str(text) for system, text in zip(rows["sys_name"], rows["simp_sent"], strict=True)}
         given = {
-            str(system): dict(zip(own["rater_id"], own["simplicity"].astype(float), strict=True))
+            str(system): dict(zip(own["rater_id"], own["simplicity"], strict=True))
             for system, own in rows.groupby("sys_name")
         }
         ring = [str(system) for system in draw.permutation(sorted(texts))]
@@ -195,10 +204,12 @@ def _wmt23(
 def _side_by_side(ratings: Path, places: Mapping[tuple[str, int], int]) -> Experts:
     """Scores by segment, system and expert from a table with a row per marked error; 0 is free of errors."""
     columns = ["system", "doc", "docSegId", "rater", "category", "severity"]
-    errors = _table(ratings, columns, sep="\t", quoting=csv.QUOTE_NONE)
+    errors = read_table(ratings, columns, sep="\t", quoting=csv.QUOTE_NONE)
     made: Experts = {}
+    with parsing(ratings):
+        errors = errors.astype({"docSegId": int})
     for row in errors.to_dict("records"):
-        document, place = str(row["doc"]).split(":")[0], int(row["docSegId"])
+        document, place = str(row["doc"]).split(":")[0], row["docSegId"]
         if (document, place) not in places:
             raise SetError(f"{ratings}: segment {place} of {document} is not one of the checkout's documents")
         weight = WEIGHTS.get(row["severity"], 0.0)
@@ -247,10 +258,10 @@ def _segments(file: Path, count: int, systems: Iterable[str] = ()) -> Segments:
     made: Segments = {}
     for line, text in enumerate(_lines(file), 1):
         system, _, score = text.partition("\t")
-        value = number(score)
-        if value is None and score != "None":
-            raise SetError(f"{file}, line {line}: {score!r} is no score; download it again")
-        made.setdefault(system, []).append(value)
+        try:
+            made.setdefault(system, []).append(None if score == "None" else numeric(score))
+        except ValueError:
+            raise SetError(f"{file}, line {line}: {score!r} is no score; download it again") from None
     for system in (*made, *systems):
         if len(made.get(system, ())) != count:
             raise SetError(
@@ -260,17 +271,7 @@ def _segments(file: Path, count: int, systems: Iterable[str] = ()) -> Segments:
 
 
 def _lines(file: Path, count: int | None = None) -> list[str]:
-    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = read_text(file).removesuffix("\n").split("\n")
     if count not in (None, len(lines)):
         raise SetError(f"{file}: {len(lines)} lines for {count} segments; download it again")
     return lines
-
-
-def _table(file: Path, columns: list[str], **options: Any) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file, usecols=lambda column: column in columns, **options)
-    except (ValueError, tarfile.TarError) as error:
-        raise SetError(f"{file} cannot be read as a table ({error}); download it again") from error
-    if missing := [column for column in columns if column not in table.columns]:
-        raise SetError(f"{file}: columns {missing} missing; download it again")
-    return table
