@@ -42,7 +42,7 @@ def write_imagenhub(
 ) -> None:
     """An image of each task. Later models are better; `people` says what a rater gives a model of that place.
 
-    Gemini rates the other way round, GPT-4o as it should be, GPT-4V all alike, LLaVA has one number, Qwen-VL none.
+    Gemini rates the other way round, GPT-4o as it should be, GPT-4V all alike, LLaVA has one number, Qwen-VL text.
     """
     root = checkout / "paper_implementation"
     for task, (prefix, models) in tasks.items():
@@ -58,12 +58,12 @@ def write_imagenhub(
             write_json(root / "_answers" / "results_autometrics" / folder / f"{model}.json", {IMAGE: {metric: good}})
             scores: dict[str, Any] = {
                 "gemini": [9, 10 - 5 * good], "gpt4o": [9, 5 * good], "gpt4v": [5, 5], "llava": good,
+                "qwenvl": [str(good), "9"],
             }  # fmt: skip
-            for source in (*scores, "qwenvl"):
-                rows = {IMAGE: {"score": scores.get(source), "prompt_input": ASKED}}
+            for source, score in scores.items():
+                rows = {IMAGE: {"score": score, "prompt_input": ASKED}}
                 for part in ("SC", "PQ"):
-                    there = rows if source in scores else {}
-                    write_json(root / "_answers" / f"results_{source}_0shot" / folder / model / f"{part}.json", there)
+                    write_json(root / "_answers" / f"results_{source}_0shot" / folder / model / f"{part}.json", rows)
 
 
 def test_edits_are_labelled_by_one_rater_and_checked_by_the_other_two(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_edits_are_labelled_by_one_rater_and_checked_by_the_other_two(tmp_path: 
     assert set(made.pairs["prompt"]) == {"A cat: black."}
     scores = made.scores[made.scores["voter"] == "LPIPS"].set_index("response_id")["score"]
     assert (made.pairs["rejected_id"].map(scores) < made.pairs["chosen_id"].map(scores)).all()  # less is better
-    assert list(made.scores["voter"].unique()) == ["llava", "LPIPS", "gemini"]
+    assert list(made.scores["voter"].unique()) == ["llava", "LPIPS", "qwenvl", "gemini"]
     verdicts = made.votes.groupby("judge")["verdict"].unique()
     assert list(verdicts["gpt4o"]) == ["rejected"] and list(verdicts["gpt4v"]) == ["tie"]
 
@@ -86,7 +86,7 @@ def test_images_are_labelled_by_gemini_and_checked_by_three_people(tmp_path: Pat
     write_imagenhub(tmp_path / "checkout", IMAGES, lambda _, good: good)
     made = built("imagenhub_images", tmp_path)
     assert list(made.pairs["source"].unique()) == list(IMAGES) and not made.right.any()
-    assert list(made.scores["voter"].unique()) == ["llava", "DINO"]
+    assert list(made.scores["voter"].unique()) == ["llava", "DINO", "qwenvl"]
     sides = [(source, model) for pair, source in zip(made.pairs["pair_id"], made.pairs["source"], strict=True)
              for model in pair.split("-")[-2:]]  # fmt: skip
     assert len(set(sides)) == len(sides) and "Unscored" not in dict(sides).values()  # no image is in two pairs

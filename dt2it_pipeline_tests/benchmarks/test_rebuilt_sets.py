@@ -79,8 +79,9 @@ def test_judgebench_labelled_by_a_judge_keeps_its_other_order(tmp_path: Path) ->
 
 def test_files_of_which_no_pair_follows_make_no_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_judgebench(tmp_path / "checkout")
-    data = tmp_path / "checkout" / "data"
-    next(data.glob("*.jsonl")).write_text("", encoding="utf-8")
+    file = next((tmp_path / "checkout" / "outputs").glob("*GRM-Gemma*"))
+    alike: dict[str, Any] = {"judgments": [{"judgment": {"scores": [1.0, 1.0]}}]}
+    write_lines(file, [{"pair_id": f"k{index}", **alike} for index in range(3)])
     with pytest.raises(SystemExit):
         built("judgebench_grm", tmp_path)
     assert "judgebench_grm: no pair follows from these files; are they complete?" in capsys.readouterr().err
@@ -187,7 +188,7 @@ def fails(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: 
 SOURCES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "imagenhub_edits": (
         lambda checkout: write_imagenhub(checkout, EDITS, lambda _, good: good),
-        ("*_rater1.tsv", "results_gemini_0shot/*/SDEdit/PQ.json"),
+        ("*_rater1.tsv", "results_gemini_0shot/*/SDEdit/PQ.json", "results_autometrics/*/SDEdit.json"),
     ),
     "tcbench": (
         write_tcbench,
@@ -235,6 +236,63 @@ def test_malformed_files_are_named(name: str, tmp_path: Path, capsys: pytest.Cap
         assert f"{file} cannot be read: Is a directory" in fails(name, tmp_path, capsys)
         file.rmdir()
         file.write_bytes(whole)
+
+
+# by set: files without which a part of its pairs would have less evidence, or none at all
+CUT = {
+    "imagenhub_edits": ("results_gpt4v_0shot/*/SDEdit/SC.json", "results_autometrics/*/SDEdit.json"),
+    "tcbench": ("umtscore_eval/*/lavie.json", "gpt_eval/*/lavie.json"),
+    "t2iscorescore": ("metadata.csv", "VIEScore.csv", "blipscore_score.csv", "fuyu_dsg_score.csv"),
+    "wmt23_ende": (
+        "chrF-refA.seg.score", "GEMBA-MQM-src.seg.score", "en-de.ESA-1.seg.score", "en-de.MQM-1.seg.score",
+        "en-de.da-sqm.seg.score",
+    ),
+    "simplicity": ("simplicity_DA_ratings.csv", "metrics_simplicity_DA.csv"),
+    "judgebench_o1": (f"{JUDGEBENCH}.jsonl", "*judge_name=arena_hard*.jsonl", "*GRM-Gemma*.jsonl"),
+    "genai_images": ("idefics2/pairwise.json", "gpt4o/pairwise.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_files_that_are_cut_off_are_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, _ = SOURCES[name.replace("o1", "grm")]
+    write(tmp_path / "checkout")
+    for pattern in CUT[name]:
+        file = sorted((tmp_path / "checkout").rglob(pattern))[0]
+        whole = file.read_text("utf-8")
+        cut: list[str]
+        if file.suffix == ".json":
+            made = json.loads(whole)
+            kept = dict(list(made.items())[: len(made) // 4]) if isinstance(made, dict) else made[1:]
+            cut = [json.dumps(kept), json.dumps(type(made)())]
+        else:
+            lines = whole.splitlines(keepends=True)
+            # of WMT23, whose systems have seven lines each, the third or the half is the first system
+            cut = [lines[0], whole[: len(whole) // 2], *("".join(lines[: len(lines) // part]) for part in (2, 3))]
+        for content in cut:
+            file.write_text(content, encoding="utf-8")
+            assert file.name in fails(name, tmp_path, capsys), (pattern, content)
+        file.write_text(whole, encoding="utf-8")
+
+
+def test_the_first_item_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_t2iscorescore(tmp_path / "checkout")
+    file = tmp_path / "checkout" / "output" / "scores_per_image" / "blipscore_score.csv"
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:-2]), encoding="utf-8")
+    message = fails("t2iscorescore", tmp_path, capsys)
+    assert f"{file}: 2 of 22 that the set needs are missing, first 001-00; download it again" in message
+
+
+def test_a_judge_may_lack_some_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tcbench(tmp_path / "checkout")
+    file = tmp_path / "checkout" / "eval_results" / "gpt_eval" / "i2v" / "lavie.json"
+    assert len(built("tcbench", tmp_path).votes)  # of the first half
+    made = json.loads(file.read_text("utf-8"))
+    write_json(file, dict(list(made.items())[:-1]))
+    assert "lavie.json: 13 of 24 that the set needs are missing, first lavie_00011" in fails(
+        "tcbench", tmp_path, capsys
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), [("0.1", "x"), ("0.1", "nan"), ("0.1", ""), ("20.0", "inf"), ("prompt 1", "")])

@@ -14,6 +14,7 @@ from benchmarks.real_noise.rebuild.building import (
     add_pair,
     add_scores,
     add_vote,
+    complete,
     empty,
     number,
     numeric,
@@ -64,8 +65,11 @@ def llmbar_palm(checkout: Path) -> Tables:
         folder = checkout / "Dataset" / "LLMBar" / subset
         name = folder.name.lower()
         told = {way: read(folder / "evaluators" / way / "result.json") for way in _ways()}
+        rows = read(folder / "dataset.json")
+        for way, verdicts in told.items():
+            complete(folder / "evaluators" / way / "result.json", range(len(verdicts)), range(len(rows)))
         with parsing(folder):
-            for index, row in enumerate(read(folder / "dataset.json")):
+            for index, row in enumerate(rows):
                 pair = f"lb-{name}-{index:03d}"
                 label = told[LABEL][index]["results"][-1]["swap = False"]["winner"]
                 if label not in ("1", "2"):
@@ -127,6 +131,7 @@ def tifa160(checkout: Path, ratings: Path, seed: int) -> Tables:
     by_image = {
         str(name): dict(zip(rows["worker_id"], rows["answer"], strict=True)) for name, rows in rated.groupby(names)
     }
+    complete(ratings, by_image, images)
     tables, captions = empty(), pd.Series({name: row["text_id"] for name, row in images.items()})
     for _, ids in captions.groupby(captions, sort=False):
         for first, second in combinations(ids.index, 2):

@@ -7,7 +7,7 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,27 @@ def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = (), 
         raise SetError(f"{file}: row {row + 1} has no {table.columns[column]}; download it again")
     with parsing(file):
         return table.assign(**{column: table[column].map(numeric) for column in numbers})
+
+
+def complete(file: Path, there: Container[Any], wanted: Iterable[Any], least: float = 1.0) -> None:
+    """Check that a file or folder has what a set asks of it.
+
+    Args:
+        file: The file or folder.
+        there: What it has.
+        wanted: What the set needs.
+        least: The least share of it, less than 1 where the published files lack some.
+
+    Raises:
+        SetError: there is less.
+    """
+    needed = list(wanted)
+    missing = [item for item in needed if item not in there]
+    if len(missing) > (1 - least) * len(needed):
+        raise SetError(
+            f"{file}: {len(missing)} of {len(needed)} that the set needs are missing, first {missing[0]}; "
+            "download it again"
+        )
 
 
 def numeric(value: Any) -> float:

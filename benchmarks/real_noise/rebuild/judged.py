@@ -13,6 +13,7 @@ from benchmarks.real_noise.rebuild.building import (
     add_pair,
     add_scores,
     add_vote,
+    complete,
     empty,
     numeric,
     parsing,
@@ -79,6 +80,7 @@ def judgebench(checkout: Path, label: str) -> Tables:
         ]
     ids = {key for key, *_ in data}
     o1 = _judged(checkout, "arena_hard", O1, ids, _decisions)
+    complete(file, ids, o1)
     models = {voter: _judged(checkout, "reward_model", name, ids, _scores) for voter, name in REWARD_MODELS.items()}
     tables = empty()
     for index, (key, source, texts, right) in enumerate(data):
@@ -113,7 +115,8 @@ def genai_bench(checkout: Path, name: str) -> Tables:
             (int(row["idx"]), HUMAN.get(row["human_vote"]), row["prompt" if "prompt" in row else "instruct_prompt"])
             for row in read(file)
         ]
-    told = {model: _verdicts(folder / model / "pairwise.json") for model in (labeller, *voters, *judges)}
+    indices = [index for index, *_ in rows]
+    told = {model: _verdicts(folder / model / "pairwise.json", indices) for model in (labeller, *voters, *judges)}
     tables = empty()
     for index, better, prompt in rows:
         said = {model: verdicts.get(index) for model, verdicts in told.items()}
@@ -222,9 +225,12 @@ def _higher(pair: list[float]) -> int:
     return 0 if pair[0] == pair[1] else 1 if pair[0] > pair[1] else 2
 
 
-def _verdicts(file: Path) -> dict[int, int | None]:
+def _verdicts(file: Path, indices: list[int]) -> dict[int, int | None]:
+    """Verdicts by index, all of `indices`."""
     with parsing(file):
-        return {int(row["idx"]): _verdict(row["model_vote"]) for row in read(file)}
+        made = {int(row["idx"]): _verdict(row["model_vote"]) for row in read(file)}
+    complete(file, made, indices)
+    return made
 
 
 def _verdict(text: str | None) -> int | None:

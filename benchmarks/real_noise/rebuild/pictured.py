@@ -15,6 +15,7 @@ from benchmarks.real_noise.rebuild.building import (
     Tables,
     add_scores,
     add_vote,
+    complete,
     empty,
     numeric,
     parsing,
@@ -48,6 +49,9 @@ IMAGES = {
 RATERS = (1, 2, 3)
 LEAST_RATED = 0.25  # difference of mean ratings of 0 to 1, from which one image is the better one
 IMAGENHUB_JUDGES = ("gpt4o", "gpt4v")
+# the published files of these lack images of a task and model, those of Qwen-VL up to a quarter
+INCOMPLETE = ("gemini", "gpt4v", "llava", "qwenvl")
+LEAST_PRESENT = 0.5  # share of images or videos that a file which lacks some must have
 # automatic metrics, and 1, or -1 where less is better
 METRICS = {"CLIP_Score": 1, "CLIP_I": 1, "DINO": 1, "LPIPS": -1}
 
@@ -101,12 +105,20 @@ def _imagenhub(
         rated: dict[str, Scores] = {}
         for model in models:
             for name in models_rating:
-                rated.setdefault(name, {}).update(_viescore(answers / f"results_{name}_0shot" / folder / model))
+                source = answers / f"results_{name}_0shot" / folder / model
+                least = LEAST_PRESENT if name in INCOMPLETE else 1.0
+                rated.setdefault(name, {}).update(_viescore(source, people, least))
             metrics = answers / "results_autometrics" / folder / f"{model}.json"
             with parsing(metrics):
-                for image, given in read_object(metrics).items():
-                    for metric in METRICS.keys() & given.keys():
-                        rated.setdefault(metric, {})[f"{model}/{image}"] = METRICS[metric] * numeric(given[metric])
+                scores = {
+                    image: {name: METRICS[name] * numeric(row[name]) for name in METRICS.keys() & row.keys()}
+                    for image, row in read_object(metrics).items()
+                }
+            every = {name for row in scores.values() for name in row}  # a task has metrics of its own
+            complete(metrics, {image for image, row in scores.items() if row and row.keys() == every}, people)
+            for image, row in scores.items():
+                for metric, score in row.items():
+                    rated.setdefault(metric, {})[f"{model}/{image}"] = score
         prompts = _prompts(answers / "results_gpt4o_0shot" / folder / models[0] / "SC.json")
         for image, ratings in people.items():
             for first, second in _neighbours(sorted(ratings), draw):
@@ -143,14 +155,17 @@ def tcbench(checkout: Path, seed: int) -> Tables:
                 videos.setdefault(video, {})[model] = ratings
     rated: dict[str, Scores] = {}
     for model in TC_MODELS:
+        wanted = [f"{model}_{video}" for video, given in videos.items() if model in given]
         for voter, way in TC_VOTERS.items():
             file = folder / way / "i2v" / f"{model}.json"
             with parsing(file):
                 scores = {f"{model}_{video}": numeric(score) for video, score in read_object(file).items()}
+            complete(file, scores, wanted)
             rated.setdefault(voter, {}).update(scores)
         file = folder / "gpt_eval" / "i2v" / f"{model}.json"
         with parsing(file):
             shares = {f"{model}_{video}": _share(assertions) for video, assertions in read_object(file).items()}
+        complete(file, shares, wanted, LEAST_PRESENT)  # the published files lack up to 11 of a model's 196 videos
         rated.setdefault(TC_JUDGE, {}).update(shares)
     file = checkout / "i2v_prompts.json"
     with parsing(file):
@@ -182,8 +197,10 @@ def t2iscorescore(checkout: Path, seed: int) -> Tables:
     images.index = images["file_name"].str.removeprefix("images/").str.removesuffix(".jpg")
     with parsing(file):
         errors = images["rank"].str[0].astype(int)  # 1a and 1b have one error each, and not the same
-    rated = {name: _ts2_scores(checkout / "output" / way) for name, way in {**TS2_VOTERS, **TS2_JUDGES}.items()}
-    label_scores = _ts2_scores(checkout / "output" / TS2_LABEL, "fname")
+    ways = {**TS2_VOTERS, **TS2_JUDGES}
+    rated = {name: _ts2_scores(checkout / "output" / way, images.index) for name, way in ways.items()}
+    label_scores = _ts2_scores(checkout / "output" / TS2_LABEL, images.index, "fname")
+    complete(file, images.index, label_scores)
     for _, rows in images.groupby("id", sort=False):
         kept = 0
         for items in _neighbours(list(rows.index), draw):
@@ -269,15 +286,17 @@ def _people(folder: Path, prefix: str, models: tuple[str, ...]) -> dict[str, dic
     return made
 
 
-def _viescore(folder: Path) -> Scores:
+def _viescore(folder: Path, images: Iterable[str], least: float) -> Scores:
     """A model's ratings of a folder's images: the mean of consistency and quality, each the least of its parts.
 
-    Of parts VIEScore takes the least, too. Images without one of the two are left out.
+    Of parts VIEScore takes the least, too. Images without one of the two are left out; each file must have at least a
+    share `least` of `images`.
     """
     parts = []
     for file in (folder / "SC.json", folder / "PQ.json"):
         with parsing(file):
             parts.append({image: _least(row["score"]) for image, row in read_object(file).items()})
+        complete(file, parts[-1], images, least)
     consistency, quality = parts
     return {
         f"{folder.name}/{image}": (score + quality[image]) / 2
@@ -306,9 +325,10 @@ def _prompts(file: Path) -> dict[str, str]:
         }
 
 
-def _ts2_scores(file: Path, name: str = "image_id") -> Scores:
-    """Scores by image; VIEScore's -1 stands for an answer that could not be read, and is left out."""
+def _ts2_scores(file: Path, wanted: Iterable[str], name: str = "image_id") -> Scores:
+    """Scores by image, all of `wanted`; VIEScore's -1 stands for an answer that could not be read, and is left out."""
     table = read_table(file, (name,), ("score",), dtype=str)
     images = table[name].str.removesuffix(".jpg").str.replace(".", "-", regex=False)
+    complete(file, set(images), wanted)
     given = zip(images, table["score"], strict=True)
     return {str(image): score for image, score in given if name == "image_id" or score >= 0}

@@ -17,6 +17,7 @@ from benchmarks.real_noise.rebuild.building import (
     add_pair,
     add_scores,
     add_vote,
+    complete,
     empty,
     numeric,
     parsing,
@@ -70,6 +71,9 @@ def wmt23_ende(checkout: Path, seed: int) -> Tables:
     def experts(places: Mapping[tuple[str, int], int]) -> Experts:
         files = (scores / "en-de.mqm.seg.score", checkout / CAMPAIGN / "en-de.MQM-1.seg.score")
         campaigns = [_segments(file, len(places)) for file in files]
+        systems = sorted({system for rated in campaigns for system in rated})
+        for file, rated in zip(files, campaigns, strict=True):
+            complete(file, rated, systems)
         made: Experts = {}
         for campaign, rated in enumerate(campaigns):
             for system, own in rated.items():
@@ -89,13 +93,14 @@ def simplicity(checkout: Path, seed: int) -> Tables:
     twelve or more other workers differ by 15 or more of 100 points.
     """
     folder, keys = checkout / "data", ["sent_id", "sys_name"]
-    file = folder / "ratings_per_annotator" / "simplicity_DA_ratings.csv"
-    rated = read_table(file, [*keys, "orig_sent", "simp_sent", "rater_id"], ["simplicity"])
-    with parsing(file):
+    ratings = folder / "ratings_per_annotator" / "simplicity_DA_ratings.csv"
+    rated = read_table(ratings, [*keys, "orig_sent", "simp_sent", "rater_id"], ["simplicity"])
+    with parsing(ratings):
         rated = rated.astype({"rater_id": int})
     file = folder / "metrics_per_sentence" / "metrics_simplicity_DA.csv"
     scored = read_table(file, [*keys, "test_set"], list(METRICS.values()))
     scores = {(row["sent_id"], row["sys_name"]): row for row in scored[scored["test_set"] == "all"].to_dict("records")}
+    complete(ratings, set(zip(rated["sent_id"], rated["sys_name"], strict=True)), scores)
     draw, tables = np.random.default_rng(seed), empty()
     for sentence, rows in rated.groupby("sent_id"):
         texts = {str(system): str(text) for system, text in zip(rows["sys_name"], rows["simp_sent"], strict=True)}
@@ -168,14 +173,20 @@ def _wmt23(
     kinds, places = _documents(folder / "documents" / f"{languages}.docs", len(sources))
     labels = _segments(label, len(sources))
     rated = experts(places)
-    systems = sorted(({system for _, system in rated} & set(labels)) - {REFERENCE})
+    systems = sorted({system for _, system in rated} - {REFERENCE})
+    complete(label, labels, systems)
 
     def metric(name: str) -> Segments:
-        return _segments(folder / "metric-scores" / languages / f"{name}.seg.score", len(sources), systems)
+        file = folder / "metric-scores" / languages / f"{name}.seg.score"
+        made = _segments(file, len(sources), systems)
+        for system in systems:
+            if None in made[system]:  # people scored some of the segments, metrics all of them
+                raise SetError(f"{file}: {system} has no score of segment {made[system].index(None) + 1}")
+        return made
 
     voters = {voter: metric(name) for voter, name in VOTERS.items()}
     judges = {judge: metric(name) for judge, name in JUDGES.items()}
-    judges |= {judge: _segments(file, len(sources)) for judge, file in people.items()}
+    judges |= {judge: _segments(file, len(sources), systems) for judge, file in people.items()}
     texts = {
         system: _lines(folder / "system-outputs" / languages / f"{system}.txt", len(sources)) for system in systems
     }
