@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.real_noise.rebuild.__main__ import main as rebuild
+from benchmarks.real_noise.rebuild.annotated import JUDGES, LABEL, RATINGS, SUBSETS
 from benchmarks.real_noise.rebuild.judged import GENAI, JUDGEBENCH, REWARD_MODELS
 from benchmarks.real_noise.rebuild.pictured import EDITS
 from benchmarks.real_noise.sets import NoisySet, load_set
@@ -178,6 +179,17 @@ def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no row of video 0 and model third" in capsys.readouterr().err
 
 
+def write_llmbar(checkout: Path) -> None:
+    """Two pairs of each subset: the label and the judges are for the second side, the ratings for the first."""
+    for subset in SUBSETS:
+        folder = checkout / "Dataset" / "LLMBar" / subset
+        row = {"input": "Do it.", "output_1": "one", "output_2": "two", "label": 1}
+        write_json(folder / "dataset.json", [row] * 2)
+        for way in (LABEL, *RATINGS.values(), *JUDGES.values()):
+            result = {"swap = False": {"winner": "2"}, "score_1": ["9"], "score_2": ["3"]}
+            write_json(folder / "evaluators" / way / "result.json", [{"results": [result]}] * 2)
+
+
 def fails(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     with pytest.raises(SystemExit):
         built(name, tmp_path, *more)
@@ -216,6 +228,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda checkout: write_genai(checkout, "genai_images"),
         ("gemini-1.5-pro/pairwise.json", "gpt4o/pairwise.json"),
     ),
+    "llmbar_palm": (write_llmbar, ("Natural/evaluators/GPT-4/Rating/result.json",)),
     "t2vscore": (write_t2vscore, ("t2vscore_alignment_score.json", "t2vscore_results.csv")),
 }  # fmt: skip
 
@@ -250,6 +263,7 @@ CUT = {
     "simplicity": ("simplicity_DA_ratings.csv", "metrics_simplicity_DA.csv"),
     "judgebench_o1": (f"{JUDGEBENCH}.jsonl", "*judge_name=arena_hard*.jsonl", "*GRM-Gemma*.jsonl"),
     "genai_images": ("idefics2/pairwise.json", "gpt4o/pairwise.json"),
+    "llmbar_palm": ("Natural/dataset.json", "Natural/evaluators/GPT-4/Rating/result.json"),
 }  # fmt: skip
 
 

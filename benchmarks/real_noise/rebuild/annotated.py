@@ -65,9 +65,11 @@ def llmbar_palm(checkout: Path) -> Tables:
         folder = checkout / "Dataset" / "LLMBar" / subset
         name = folder.name.lower()
         told = {way: read(folder / "evaluators" / way / "result.json") for way in _ways()}
-        rows = read(folder / "dataset.json")
+        file = folder / "dataset.json"
+        rows = read(file)
         for way, verdicts in told.items():
             complete(folder / "evaluators" / way / "result.json", range(len(verdicts)), range(len(rows)))
+            complete(file, range(len(rows)), range(len(verdicts)))
         with parsing(folder):
             for index, row in enumerate(rows):
                 pair = f"lb-{name}-{index:03d}"
