@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.auto import FURTHER, NEEDED, read_by_name, reading
-from dt2it_pipeline.ingest.forms.fields import NAMES, Fields, is_media, plain_name
+from dt2it_pipeline.ingest.example_mapping import example
+from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_named
 from dt2it_pipeline.ingest.rows import ColumnError, Medium, Quarantined, Row, SourceError, shown
@@ -33,13 +33,6 @@ _REASONS = 3  # why no row can be used, that are named
 _PARTNERS = {"chosen": "rejected", "rejected": "chosen", "first": "second", "second": "first"}
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
-# Words by which columns may be those of a better and a worse answer: proposed, and never read without being named.
-_OPPOSITES = (
-    ("good", "bad"), ("best", "worst"), ("better", "worse"), ("positive", "negative"), ("pos", "neg"),
-    ("correct", "incorrect"), ("correct", "wrong"), ("right", "wrong"), ("winning", "losing"), ("win", "lose"),
-    ("winner", "loser"), ("accepted", "rejected"), ("preferred", "rejected"), ("like", "dislike"),
-    ("liked", "disliked"), ("up", "down"),
-)  # fmt: skip
 _MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "photos", "pictures", "videos", "..", "../images")
 
 
@@ -128,16 +121,19 @@ def propose(
             )
         meanings = _provisional(data, columns, verdict, rows).verdict
         whole = [replace(row, verdict=meanings) for row in whole]
-    fullest = max(whole, key=lambda row: (sum(name in row.values for name in row.columns.values()), len(row.values)))
+    shapes = _shapes(whole)
     try:
-        trials = [_tried(trial, whole) for trial in _trials(fullest)]
+        trials = [_tried(trial, whole) for trial in _trials(shapes)]
     except ColumnError as error:
-        lacking = [other for field, other in _PARTNERS.items() if field in fullest.columns]
+        lacking = [other for field, other in _PARTNERS.items() if field in shapes[0].columns]
         option = "".join(f"; name it with --column {other}=COLUMN" for other in lacking[:1])
         raise SourceError(f"{data}: {error.detail}{option}") from error
-    trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
-    if not trials[0].usable:
-        raise SourceError(f"{data}: {_why_none(fullest, found, len(read), trials)}")
+    most = max(trial.usable for trial in trials)
+    # A row of a pair has all that a prompt needs: pairs may lose up to half of the rows and are still what is meant.
+    # Stable: `auto` comes first among equals.
+    trials.sort(key=lambda trial: (trial.kind == "prompts" or 2 * trial.usable < most, -trial.usable))
+    if not most:
+        raise SourceError(f"{data}: {_why_none(shapes[0], found, len(read), trials)}")
     best = trials[0]
     others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
     root, prefix, question = _media_place(best.media, data)
@@ -218,8 +214,51 @@ def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | No
     return text
 
 
-def _trials(row: Row) -> Iterator[_Trial]:
-    """Ways of reading rows like this one: by their columns first, then every published schema."""
+def _shapes(rows: Sequence[Row]) -> list[Row]:
+    """A row of each set of columns: those that have most of the mapped columns first, then the most frequent ones."""
+    first: dict[frozenset[str], Row] = {}
+    for row in rows:
+        first.setdefault(frozenset(row.values), row)
+    counts = Counter(frozenset(row.values) for row in rows)
+    mapped = {*rows[0].columns.values()}
+    return [first[names] for names in sorted(first, key=lambda names: (-len(mapped & names), -counts[names]))]
+
+
+def _trials(shapes: Sequence[Row]) -> list[_Trial]:
+    """Ways of reading rows like these: by their columns first, then every published schema.
+
+    Raises ColumnError where none of them has all that is mapped.
+    """
+    found: dict[tuple[str, frozenset[tuple[str, str]]], _Trial] = {}
+    errors: list[ColumnError] = []
+    for row in shapes:
+        try:
+            for trial in _by_columns(row):
+                known = found.setdefault((trial.kind, frozenset(trial.columns.items())), trial)
+                known.same = tuple(dict.fromkeys((*known.same, *trial.same)))
+        except ColumnError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    for kind in _KINDS:  # rows may differ in a column's name: what they do not share is read by its name in each
+        several = [trial for trial in found.values() if trial.kind == kind]
+        if len(several) > 1:
+            shared = frozenset.intersection(*(frozenset(trial.columns.items()) for trial in several))
+            names = dict.fromkeys(name for trial in several for name in (*trial.same, *trial.columns.values()))
+            same = tuple(name for name in names if name not in dict(shared).values())
+            found.setdefault((kind, shared), _Trial(kind, "auto", dict(shared), same))
+    there = {name for row in shapes for name in row.values}
+    published = (
+        _Trial(kind, name, {}, tuple(column for column in ADAPTERS[name].columns if column in there))
+        for name in ADAPTERS
+        for kind in ADAPTERS[name].kinds
+        if name != "auto"
+    )
+    return [*found.values(), *published]
+
+
+def _by_columns(row: Row) -> Iterator[_Trial]:
+    """Ways of reading rows that have this one's columns by their names. Raises ColumnError as `reading`."""
     for kind in _KINDS:
         columns = reading(row, kind)
         if columns is not None:
@@ -229,11 +268,6 @@ def _trials(row: Row) -> Iterator[_Trial]:
             prompt = read_by_name(replace(row, columns=mapped)) if kind != "t2i" else ()
             further = (name for name in prompt if name not in columns.values())
             yield _Trial(kind, "auto", mapped, (*same, *further))
-    for name in ADAPTERS:
-        for kind in ADAPTERS[name].kinds:
-            if name != "auto":
-                there = (column for column in ADAPTERS[name].columns if column in row.values)
-                yield _Trial(kind, name, {}, tuple(there))
 
 
 def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
@@ -271,44 +305,8 @@ def _why_none(row: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Tri
     kinds = "; ".join(f"{kind}: {names}" for kind, names in needs.items())
     return (
         f"rows with the columns {shown(found)} are of no known kind. Name those of one kind with "
-        f"--column FIELD=COLUMN ({kinds}), for instance {_example(Fields(row), found)}"
+        f"--column FIELD=COLUMN ({kinds}), for instance {example(Fields(row), found)}"
     )
-
-
-def _example(fields: Fields, found: tuple[str, ...]) -> str:
-    """Options by which a row may be read: two answers that are known by their words, else a kind that fits.
-
-    Of the kinds for which there are columns enough, that is the one that needs most; else the one that lacks least.
-    """
-    lacking = {names: [name for name in names if fields.column(name) is None] for names in NEEDED.values()}
-    free = {*found} - {fields.column(name) for name in NAMES}
-    if (named := _opposites(sorted(free))) is not None:
-        kind = "t2i" if all(is_media(fields.value(column)) for column in named) else "preferences"
-        given = dict(zip(NEEDED[kind][1:], named, strict=True))
-    else:
-        enough = [names for names in lacking if len(lacking[names]) <= len(free)]
-        nearest = min(
-            enough or lacking, key=lambda names: (-len(names) * bool(enough), len(lacking[names]) / len(names))
-        )
-        return " ".join(f"--column {name}=COLUMN" for name in lacking[nearest])
-    given |= {name: "COLUMN" for name in NEEDED[kind][:1] if fields.column(name) is None}
-    return " ".join(f"--column {name}={shlex.quote(column)}" for name, column in given.items())
-
-
-def _opposites(columns: Sequence[str]) -> tuple[str, str] | None:
-    """Two columns whose names differ in one word alone, of which the one means better and the other worse.
-
-    >>> _opposites(["answer_bad", "answer_good", "note"]), _opposites(["good", "bad_answer"])
-    (('answer_good', 'answer_bad'), None)
-    """
-    parts = {tuple(plain_name(column).split("_")): column for column in columns}
-    for words, column in parts.items():
-        for place, word in enumerate(words):
-            for better, worse in _OPPOSITES:
-                other = parts.get((*words[:place], worse, *words[place + 1 :])) if word == better else None
-                if other is not None:
-                    return column, other
-    return None
 
 
 def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str, str]:

@@ -191,6 +191,70 @@ def test_columns_are_looked_for_beyond_the_first_row(tmp_path: Path) -> None:
     assert (found.kind, found.adapter, found.usable) == ("preferences", "auto", 1)
 
 
+PREFERENCES = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "No."}
+
+
+@pytest.mark.parametrize("place", [0, 10, 19])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ("error", "trace", "time", "host", "code"),
+        ("prompt", "caption", "tokens", "lang"),
+        ("prompt", "response_a", "response_b", "model_a", "model_b", "note"),
+        ("question", "image", "reference", "extra"),
+        ("caption", "image_chosen", "image_rejected", "note"),
+    ],
+)
+def test_one_row_with_other_columns_does_not_decide_how_a_file_is_read(
+    tmp_path: Path, odd: tuple[str, ...], place: int
+) -> None:
+    rows: list[dict[str, Any]] = [PREFERENCES | {"chosen": f"A cat {n}."} for n in range(19)]
+    rows.insert(place, dict.fromkeys(odd, "word"))
+    data = written(tmp_path, rows)
+    found = propose(data)
+    assert (found.kind, found.adapter, found.usable, found.rows) == ("preferences", "auto", 19, 20)
+    assert {*found.same, *found.columns.values()} >= {"prompt", "chosen", "rejected"}
+    manifest = Manifest.model_validate(load_yaml(manifest_text(found, "ours", str(data), None)))
+    assert look_at_source(manifest, tmp_path, 50).usable == 19
+
+
+def test_pairs_of_which_a_row_cannot_be_used_are_no_prompts(tmp_path: Path) -> None:
+    prompt = {"question": "What?", "image": "a.png", "reference": "A cat.", "extra": 1}
+    found = propose(written(tmp_path, [*[PREFERENCES] * 10, prompt]))
+    assert (found.kind, found.usable, found.rows) == ("preferences", 10, 11)
+    both = PREFERENCES | {"answer": "A cat."}
+    assert propose(written(tmp_path, [*[both] * 3, prompt])).kind == "preferences"
+    found = propose(written(tmp_path, [*[prompt] * 10, PREFERENCES]))
+    assert (found.kind, found.usable) == ("prompts", 11)
+
+
+def test_rows_that_name_a_column_in_different_ways_are_read_by_its_names(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    answers = {"chosen": "A cat.", "rejected": "No."}
+    data = written(
+        tmp_path,
+        [
+            {asked: f"{asked} {n}?", seen: "a.png"} | answers
+            for n in (1, 2)
+            for asked, seen in (("prompt", "img"), ("query", "photo"))
+        ],
+    )
+    found = propose(data)
+    assert (found.usable, dict(found.columns)) == (4, {})
+    assert {*found.same} == {"prompt", "query", "img", "photo", "chosen", "rejected"}
+    manifest = Manifest.model_validate(load_yaml(manifest_text(found, "ours", str(data), str(found.media_root))))
+    assert look_at_source(manifest, tmp_path, 50).usable == 4
+
+
+def test_what_is_mapped_may_be_missing_in_the_most_frequent_rows(tmp_path: Path) -> None:
+    mapped = {"question": "asked", "chosen": "good", "rejected": "bad", "image": "seen"}
+    image(tmp_path / "a.png")
+    whole = {"asked": "What?", "good": "A cat.", "bad": "No.", "seen": "a.png"}
+    odd = {name: "a.png" for name in ("asked", "good", "seen", "further")}
+    found = propose(written(tmp_path, [odd, odd, whole, odd]), mapped)
+    assert (found.kind, found.usable) == ("preferences", 1)
+
+
 def test_a_message_names_no_more_columns_than_it_can_show(tmp_path: Path) -> None:
     data = written(tmp_path, [{"x" * 200: 1} | {f"column_{number}": number for number in range(500)}])
     with pytest.raises(SourceError, match=r"column_38 and 461 more are of no known kind") as raised:
