@@ -24,7 +24,15 @@ _ARTICLES = frozenset(["a", "an", "the"])
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)}
 _WORD = re.compile(r"[\u4e00-\u9fff]|\w+(?:'\w+)?")
-_MARK = re.compile(r"[^\w\s]|_")
+_POINTS = ".,:/\u2044"  # between digits they make one number, time or fraction
+_THOUSANDS = re.compile(rf"(?<![\d{_POINTS}])\d{{1,3}}(?:(?:,\d{{3}})+|(?: \d{{3}})+)(?![\d]|,\d)")
+_POINT = re.compile(rf"(?<=\d)(?=[{_POINTS}]\d)")
+_ABBREVIATION = re.compile(r"(?<!\w)(?:[^\W\d_]\.)+[^\W\d_](?!\w)")
+# First words of the names of characters: scripts that put no spaces between words, or endings and particles to words.
+_UNSPACED = frozenset(
+    ["CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"]
+)
+_OTHER_VALUE = ("<super>", "<sub>", "<fraction>")  # decompositions by which 10² would be 102
 _CLAUSE = re.compile(r"[.,;:!?\n。，；：！？]+|\s+\b(?:but|however|although|or rather|actually)\b|但是?|不过")
 
 
@@ -36,19 +44,53 @@ def words(text: str) -> list[str]:
 
 
 def holds(text: str, reference: str) -> bool:
-    """Whether a text holds a reference by its characters alone, whatever `words` makes of both.
+    """Whether a text holds a reference by its characters, where `words` may not find it.
 
-    Punctuation does not count. Latin letters count as whole words; other scripts may have no spaces.
+    The forms of characters, separators of thousands and the points of abbreviations do not count. Letters of scripts
+    with spaces count as whole words, digits as whole numbers.
 
-    >>> holds("りんごです。", "りんご"), holds("1,000 of them", "1000"), holds("a hundred", "red")
-    (True, True, False)
+    >>> holds("りんごです。", "りんご"), holds("1,000 of them", "1000"), holds("a hundred", "red"), holds("3.5", "35")
+    (True, True, False, False)
     """
-    given, wanted = (
-        _MARK.sub("", unicodedata.normalize("NFKC", each).casefold()).strip() for each in (text, reference)
+    given, wanted, start = _bare(text), _bare(reference), -1
+    while wanted and (start := given.find(wanted, start + 1)) >= 0:
+        if not _joined(given, start) and not _joined(given, start + len(wanted)):
+            return True
+    return False
+
+
+def _bare(text: str) -> str:
+    """Characters in one form, without what separates thousands and abbreviations; other marks are spaces."""
+    forms = (
+        one if unicodedata.decomposition(one).startswith(_OTHER_VALUE) else unicodedata.normalize("NFKC", one)
+        for one in unicodedata.normalize("NFC", text)
+        if unicodedata.category(one) != "Cf"
     )
-    before = "(?<![a-z0-9])" if wanted[:1].isascii() else ""
-    after = "(?![a-z0-9])" if wanted[-1:].isascii() else ""
-    return re.search(before + re.escape(wanted) + after, given) is not None
+    plain = unicodedata.normalize("NFC", "".join(forms).casefold())
+    plain = _THOUSANDS.sub(lambda number: re.sub("[, ]", "", number[0]), plain)
+    plain = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), plain)
+    inside = {found.end() for found in _POINT.finditer(plain)}
+    kept = (one if _is_of_word(one) or n in inside else " " for n, one in enumerate(plain))
+    return " ".join("".join(kept).split())
+
+
+def _joined(text: str, place: int) -> bool:
+    """Whether the characters before and behind a place belong to one word or number."""
+    around = text[max(place - 1, 0) : place + 1]
+    if not 0 < place < len(text) or " " in around:
+        return False
+    if unicodedata.category(around[1]).startswith("M") or any(one in _POINTS for one in around):
+        return True
+    return not any(_script(one) in _UNSPACED for one in around)
+
+
+def _is_of_word(one: str) -> bool:
+    """Whether a character is a letter, a number, or a sign that belongs to one, such as a vowel or a tone."""
+    return unicodedata.category(one)[0] in "LNM"
+
+
+def _script(one: str) -> str:
+    return re.split("[ -]", unicodedata.name(one, ""))[0]
 
 
 def rivals_by_reference(prompts: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
