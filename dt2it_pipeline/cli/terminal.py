@@ -46,9 +46,13 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As of typer. Raises typer.BadParameter where a value of the command is empty and is not plain text."""
         name, command, rest = super().resolve_command(ctx, args)
-        options = {option: each for each in getattr(command, "params", ()) for option in each.opts}
-        for before, given in zip(("", *rest), rest, strict=False):
-            option, _, value = given.partition("=") if given.startswith("--") and "=" in given else (before, "", given)
+        options = {name: each for each in getattr(command, "params", ()) for name in (*each.opts, *each.secondary_opts)}
+        passes_on = getattr(command, "context_settings", {}).get("ignore_unknown_options")
+        end = rest.index("--") if "--" in rest and not passes_on else len(rest)  # of options
+        for place, (before, given) in enumerate(zip(("", *rest), rest, strict=False)):
+            option, value = before if place < end and before not in ("-", "--") else "", given
+            if place < end and given.startswith("--") and "=" in given:
+                option, _, value = given.partition("=")
             if value or (option.startswith("-") and option not in options):  # of a program that the command starts
                 continue
             parameter = options.get(option) if option.startswith("-") else None

@@ -132,6 +132,11 @@ def test_a_path_that_is_no_file_is_reported_in_one_form(
         (["check", "--home", ""], "--home is empty: give FOLDER, or leave it out"),
         (["review", "sample", "--pairs", "", "--output", "o"], "--pairs is empty: give FILE, or leave it out"),
         (["init", ""], "init: an argument is empty"),
+        (["init", "--", ""], "init: an argument is empty"),
+        (["init", "--postgres", "--", ""], "init: an argument is empty"),
+        (["style", "-", "", "--output", "o"], "style: an argument is empty"),
+        (["style", "--", "--output", ""], "style: an argument is empty"),
+        (["serve", "--", ""], "serve: an argument is empty"),
         (["score", "--json", ""], "score: an argument is empty"),
     ],
 )
