@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -94,15 +95,16 @@ class Pool:
         """What a function of a module makes of every piece; a few pieces of each process lie in memory at a time.
 
         Raises:
-            WorkerError: a process died or exited. Else what the function raises, or `pieces`; the first in their order.
+            WorkerError: a process died, or the function calls `sys.exit`. Else what the function raises, or `pieces`;
+                the first in their order.
         """
         if self._pool is None:
-            yield from map(function, pieces)
+            yield from map(partial(_made, function), pieces)
             return
         waiting: deque[Future[Made]] = deque()
         try:
             for piece in _until_fault(pieces, waiting):
-                waiting.append(self._pool.submit(_made, function, self._lost, piece))
+                waiting.append(self._pool.submit(_made, function, piece))
                 if len(waiting) >= self._ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -115,13 +117,21 @@ class Pool:
             raise WorkerError(self._lost) from error
 
 
-def _made(function: Callable[[Piece], Made], lost: str, piece: Piece) -> Made:
-    """What a process makes of a piece. Where it would exit, whoever waits for the piece would, without a word."""
+def _made(function: Callable[[Piece], Made], piece: Piece) -> Made:
+    """What is made of a piece. Where that would exit, whoever waits for the piece would, without a message."""
     try:
         return function(piece)
     except SystemExit as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()}
+        if any(frame.f_code in handlers for frame, _ in frames):  # somebody ends the program
+            raise
         status = error.code if isinstance(error.code, int) else 0 if error.code is None else f"1: {error.code}"
-        raise WorkerError(f"{lost} (exit status {status})") from error
+        frame, line = frames[-1]
+        raise WorkerError(
+            f"sys.exit in {frame.f_code.co_filename}, line {line}, ended the work (exit status {status}); "
+            "that code should raise an error: report it to whoever maintains it"
+        ) from error
 
 
 def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event, dead: threading.Event) -> None:

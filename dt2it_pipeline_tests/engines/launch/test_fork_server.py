@@ -45,16 +45,28 @@ def test_a_death_ends_the_work_of_all(work: Callable[[int], object]) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(("code", "status"), [(3, "3"), (None, "0"), ("no memory", "1: no memory")])
-def test_a_process_that_exits_is_as_one_that_died(code: int | str | None, status: str) -> None:
-    pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
-    with pool, pytest.raises(WorkerError, match=rf"^one of two is lost \(exit status {status}\)$"):
+def test_work_that_exits_is_an_error_that_names_the_place(code: int | str | None, status: str, processes: int) -> None:
+    pool = fork_server.Pool(processes, lambda: fork_server.context(fork_server.__name__), "memory ran out")
+    words = rf"^sys\.exit in {__file__}, line \d+, ended the work \(exit status {status}\); that code should raise"
+    with pool, pytest.raises(WorkerError, match=words):
         list(pool.map(partial(exits, code), range(4)))
 
 
 def exits(code: int | str | None, piece: int) -> None:
     if piece == 1:
         sys.exit(code)
+
+
+def test_a_signal_whose_handler_exits_ends_the_program() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(5))
+    try:
+        pool = fork_server.Pool(1, lambda: fork_server.context(fork_server.__name__), "lost")
+        with pool, pytest.raises(SystemExit):
+            list(pool.map(signal.raise_signal, [signal.SIGUSR1]))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.timeout(60)
