@@ -60,7 +60,7 @@ class Manifest(Settings):
         description="a file, a folder of files or an archive, from the manifest's folder (in configs/datasets: "
         "from the project root); `{sources}`: the artifact home's sources folder",
     )
-    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset id on the Hugging Face Hub")
+    hub: str | None = Field(None, description="dataset id on the Hugging Face Hub, owner/name")
     revision: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{40}$",
@@ -113,12 +113,17 @@ class Manifest(Settings):
         """YAML reads 1 and true as what they are; a column's values are compared as texts."""
         return {value_text(key): side for key, side in value.items()} if isinstance(value, dict) else value
 
+    @field_validator("hub")
+    @classmethod
+    def _is_of_the_hub(cls, value: str | None) -> str | None:
+        if value is not None and not is_hub_id(value):
+            raise ValueError(f"{value!r} is no id of the Hub (owner/name)")
+        return value
+
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
         if self.path is None and self.hub is None:
             raise ValueError("name the source's place: `path`, `hub` or both")
-        if self.hub is not None and not is_hub_id(self.hub):
-            raise ValueError(f"`hub`: {self.hub!r} is no id of the Hub (owner/name)")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`, which is not given")
         try:
