@@ -110,6 +110,8 @@ def propose(
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
     found = tuple(name for name in dict.fromkeys(str(name) for row in whole for name in row.values) if name.strip())
+    if not found:
+        raise SourceError(f"{data} has no named column in its first {len(read)} rows")
     if unknown := [(field, name) for field, name in (columns or {}).items() if name not in found]:
         field, name = unknown[0]
         raise SourceError(f"{data} has no column {name!r} (--column {field}={name}); its columns: {shown(found)}")
@@ -133,7 +135,7 @@ def propose(
     # Stable: `auto` comes first among equals.
     trials.sort(key=lambda trial: (trial.kind == "prompts" or 2 * trial.usable < most, -trial.usable))
     if not most:
-        raise SourceError(f"{data}: {_why_none(shapes[0], found, len(read), trials)}")
+        raise SourceError(f"{data}: {_why_none(whole, found, len(read), trials)}")
     best = trials[0]
     others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
     root, prefix, question = _media_place(best.media, data)
@@ -291,7 +293,7 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     return trial
 
 
-def _why_none(row: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
+def _why_none(whole: Sequence[Row], found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
     """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
     for trial in trials:
         if trial.faults and (trial.adapter == "auto" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
@@ -305,7 +307,7 @@ def _why_none(row: Row, found: tuple[str, ...], rows: int, trials: Sequence[_Tri
     kinds = "; ".join(f"{kind}: {names}" for kind, names in needs.items())
     return (
         f"rows with the columns {shown(found)} are of no known kind. Name those of one kind with "
-        f"--column FIELD=COLUMN ({kinds}), for instance {example(Fields(row), found)}"
+        f"--column FIELD=COLUMN ({kinds}), for instance {example(whole, found)}"
     )
 
 

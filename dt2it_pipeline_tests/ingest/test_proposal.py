@@ -146,6 +146,12 @@ def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
         ({"q": "Why?", "Bad answer": "b", "Good answer": "a", "note": 1},
          "--column chosen='Good answer' --column rejected='Bad answer' --column question=COLUMN"),
         ({"caption": "a cat", "pos": "a.png", "neg": "b.png"}, "--column preferred=pos --column other=neg"),
+        ({"question": "Why?", "n_correct": 3, "n_wrong": 1}, "--column chosen=COLUMN --column rejected=COLUMN"),
+        ({"question": "Why?", "up": "12", "down": "3.5"}, "--column chosen=COLUMN --column rejected=COLUMN"),
+        ({"question": "Why?", "correct": 3, "wrong": 1, "pos": "a", "neg": "b"}, "--column chosen=pos --column rejected=neg"),
+        ({"question": "Why?", "correct": True, "wrong": False}, "--column chosen=COLUMN --column rejected=COLUMN"),
+        ({"question": "Why?", "chosen": "a", "correct": "b", "wrong": "c"}, "--column rejected=COLUMN"),
+        ({"caption": "a cat", "preferred": "a.png", "win": "b.png", "lose": "c.png"}, "--column other=COLUMN"),
         ({"question": "Why?", "one": "a", "two": "b"}, "--column chosen=COLUMN --column rejected=COLUMN"),
         ({"question": "Why?", "one": "a", "id": 3}, "--column reference=COLUMN"),
         ({"prompt": "Why?", "image_chosen": "a.png", "extra": 1}, "--column other=COLUMN"),
@@ -159,6 +165,20 @@ def test_the_example_of_a_mapping_fits_the_columns(tmp_path: Path, row: dict[str
     named = dict(option.split("=") for option in shlex.split(options.replace("--column ", "")))
     if "COLUMN" not in named.values():
         assert propose(data, named).usable == 1
+
+
+def test_the_example_looks_for_values_beyond_the_first_row(tmp_path: Path) -> None:
+    rows = [{"question": "Why?", "good": None, "bad": ""}, {"question": "Who?", "good": "a", "bad": "b"}]
+    with pytest.raises(SourceError, match=r"for instance --column chosen=good --column rejected=bad$"):
+        propose(written(tmp_path, rows))
+
+
+@pytest.mark.parametrize("row", [{}, {" ": "Why?"}])
+def test_rows_without_a_named_column_are_an_error(tmp_path: Path, row: dict[str, Any]) -> None:
+    data = written(tmp_path, [row, row])
+    for columns in ({}, {"question": "asked"}):
+        with pytest.raises(SourceError, match=f"^{data} has no named column in its first 2 rows$"):
+            propose(data, columns)
 
 
 MAPPED = (
