@@ -146,8 +146,12 @@ def _end_with_the_first(pool: ProcessPoolExecutor, over: threading.Event, dead: 
         if dead.is_set() or any(each.exitcode not in (None, 0) for each in _processes(pool)):
             dead.set()
             _kill(pool)
-            # This process could send, too: now the end of what was sent is seen.
-            results._writer.close()  # type: ignore[attr-defined]
+            # This process could send, too: now the end of what was sent is seen. Who sees it may shut down the pool,
+            # which closes the same connection while this thread is in `close`; so it has no handle any more.
+            writer = results._writer  # type: ignore[attr-defined]
+            handle, writer._handle = writer._handle, None
+            if handle is not None:
+                os.close(handle)
 
 
 def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,6 +43,19 @@ def test_a_death_ends_the_work_of_all(work: Callable[[int], object]) -> None:
     pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
     with pool, pytest.raises(WorkerError, match="one of two is lost"):
         list(pool.map(work, range(4)))
+
+
+@pytest.mark.timeout(60)
+def test_a_pool_that_is_shut_down_while_its_end_is_seen_closes_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close_slowly(connection: Connection) -> None:
+        os.close(connection.fileno())
+        if threading.current_thread().daemon:
+            time.sleep(1)
+
+    monkeypatch.setattr(Connection, "_close", close_slowly)
+    pool = fork_server.Pool(2, lambda: fork_server.context(fork_server.__name__), "one of two is lost")
+    with pool, pytest.raises(WorkerError, match="one of two is lost"):
+        list(pool.map(dies_while_it_answers, range(4)))
 
 
 @pytest.mark.timeout(60)
