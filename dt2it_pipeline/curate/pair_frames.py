@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.curate.voters import votes as vote_column
+from dt2it_pipeline.storage.table_files import key_strings
 
+_HASHED = 1 << 16  # rows whose values are Python objects at a time
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}  # verdict -> that on the swapped pair
 
 
@@ -43,6 +45,28 @@ def phrases(names: Sequence[str], codes: np.ndarray) -> pd.Series:
         ['kept', 'dropped', 'kept']
     """
     return pa.array(names, pa.large_string()).take(pa.array(codes)).to_pandas()
+
+
+def row_hashes(frame: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
+    """uint64 [n], a number for what stands in these columns of every row, whichever file the table was read from.
+
+    Examples:
+        >>> table = pd.DataFrame({"chosen": ["a", "b"], "score": [1.0, 2.0]})
+        >>> bool((row_hashes(table, ["chosen", "score"]) == row_hashes(table[::-1], ["chosen", "score"])[::-1]).all())
+        True
+    """
+    found = np.zeros(len(frame), dtype=np.uint64)
+    for column in columns:
+        for start in range(0, len(frame), _HASHED):
+            part = frame[column].iloc[start : start + _HASHED]
+            if pd.api.types.is_float_dtype(part.dtype):  # a reader of CSV may change the last digit
+                with np.errstate(over="ignore"):
+                    values = part.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+            else:
+                values = key_strings(part).to_numpy(dtype=object)
+            found[start : start + _HASHED] *= np.uint64(31)
+            found[start : start + _HASHED] += pd.util.hash_array(values, categorize=False)
+    return found
 
 
 def swapped_columns(columns: Iterable[object], named: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:

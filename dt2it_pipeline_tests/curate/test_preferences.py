@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,41 @@ def test_applied_outcomes_swap_the_sides_of_flipped_pairs() -> None:
     assert (better["better_id"] == better["chosen_id"]).mean() > 0.95
     with pytest.raises(CurationError, match="199 rows, and 200 were cleaned"):
         found.apply(pairs[1:])
+
+
+def test_a_table_in_another_order_is_matched_by_pair_id() -> None:
+    world = noisy_world(200, 0.7, 0.9)
+    found = clean_preferences(world.pairs, world.scores, audit=world.audit(80))
+    assert {"flipped", "kept"} <= set(found.pairs["outcome"])
+    expected = found.apply(world.pairs).sort_values("pair_id", ignore_index=True)
+    shuffled = world.pairs.sample(frac=1, random_state=0)
+    made = found.apply(shuffled)
+    assert made["pair_id"].tolist() == [each for each in shuffled["pair_id"] if each in set(expected["pair_id"])]
+    pd.testing.assert_frame_equal(made.sort_values("pair_id", ignore_index=True), expected)
+    with pytest.raises(CurationError, match=r"200 values of pair_id are not those .* the first is 'xp0'"):
+        found.apply(world.pairs.assign(pair_id="x" + world.pairs["pair_id"]))
+    with pytest.raises(CurationError, match=r"199 values of pair_id are not those .* twice; the first is 'p0'"):
+        found.apply(world.pairs.assign(pair_id="p0"))
+    with pytest.raises(CurationError, match="had the column 'pair_id'"):
+        found.apply(world.pairs.drop(columns="pair_id"))
+
+
+@pytest.mark.parametrize("by", ["texts", "messages", "scores"])
+def test_without_pair_id_rows_in_another_order_are_an_error(by: str, tmp_path: Path) -> None:
+    good = [float(n % 7) / 3 for n in range(40)]
+    pairs = pd.DataFrame({"good": good, "bad": [0.5] * 40})
+    if by != "scores":
+        texts = pd.DataFrame({"chosen": [f"a{n}" for n in range(40)], "rejected": [f"b{n}" for n in range(40)]})
+        pairs = pairs.join(texts if by == "texts" else texts.map(lambda text: [{"role": "user", "content": text}]))
+    found = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"])
+    expected = found.apply(pairs)
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    assert len(found.apply(pd.read_csv(tmp_path / "pairs.csv"))) == len(expected)
+    swapped = pairs.iloc[[1, 0, *range(2, 40)]]
+    with pytest.raises(CurationError, match="2 rows differ from those of the table that was cleaned, in "):
+        found.apply(swapped)
+    with pytest.raises(CurationError, match="had the column"):
+        found.apply(pairs[[]])
 
 
 def test_wanted_pairs_are_unsure_ones_and_some_sure_ones() -> None:
