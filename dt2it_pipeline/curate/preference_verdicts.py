@@ -210,13 +210,16 @@ def _sides_named(
     keys = key_strings(rows["pair_id"])
     places = table.places(keys)
     kept = places >= 0
+    counted = "" if table.keyed else " (it has no column pair_id, so its rows are counted from 0)"
     if not kept.any():
         raise CurationError(
-            f"{name}: no pair_id is one of the table's; the first is {_texts(keys[:1])[0]!r}, and the table's first is "
-            f"{table.keys[0] if len(table) else None!r}"
+            f"{name}: no pair_id is one of the table's{counted}; the first is {_texts(keys[:1])[0]!r}, and the table's "
+            f"first is {table.keys[0] if len(table) else None!r}"
         )
     others = keys[~kept]
-    unused.add(len(others), f"rows of {name} are about pairs that are not in the table", _texts(others[:3]))
+    unused.add(len(others), f"rows of {name} are about pairs that are not in the table{counted}", _texts(others[:3]))
+    if not table.keyed and (2 * len(others) > len(keys) or (keys.eq(str(len(table))).any() and not keys.eq("0").any())):
+        raise CurationError(f"{name}: {unused.notes[-1]}; where it has another order or count, add the column pair_id")
     places = places[kept]
     given = key_strings(rows[columns[0]])[kept].reset_index(drop=True)
     for column in columns[1:]:  # a verdict stands where better_id is empty
@@ -228,10 +231,12 @@ def _sides_named(
         signs[here] = sign
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
+        changed = ". In answers to a sample of this table, it means that the table was re-ordered or changed since the"
+        changed = "" if table.named and table.keyed else f"{changed} sample was drawn"
         raise CurationError(
             f"{name}: {int(np.isnan(signs).sum())} values of {columns[0]} name no side of their pair; the first, of "
             f"pair {table.keys[places[row]]}, is {given[row]!r}; use the id of a side, chosen, rejected, tie, or leave "
-            "it empty"
+            f"it empty{changed}"
         )
     return places, signs, kept
 

@@ -20,7 +20,7 @@ from dt2it_pipeline.curate.joint.sensitivity import Assumption
 from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
 from dt2it_pipeline.curate.joint.sums import UNKNOWN, Estimate
 from dt2it_pipeline.curate.pair_frames import phrases, row_hashes, swapped_columns
-from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs
+from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs, refuse_doubtful_ids
 from dt2it_pipeline.curate.preference_verdicts import Votes, given_verdicts, read_audit, read_verdicts, split_votes
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.human_review.own_tables import NAME_TEXTS
@@ -216,6 +216,7 @@ def clean_preferences(
     for name, frame in (("pairs", pairs), ("scores", scores), ("votes", votes), ("audit", audit), ("trusted", trusted)):
         if not isinstance(frame, pd.DataFrame | None):
             raise CurationError(f"{name} must be a DataFrame, not {type(frame).__name__}")
+    refuse_doubtful_ids(pairs, votes=None if trusted is not None and "pair_id" in trusted else votes, audit=audit)
     return clean_given(
         PairFrame(pairs),
         None if scores is None else ScoreFrame(scores),
