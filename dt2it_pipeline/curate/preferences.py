@@ -119,8 +119,8 @@ class CleanedPreferences:
 
         A table that has a column `probability` keeps it; then the last column is `label_probability`.
 
-        Swapped are columns that begin with `chosen` with those that begin with `rejected`, and the columns that were
-        named in the call.
+        Swapped are columns whose names differ in `chosen` and `rejected` alone (`chosen_x` and `rejected_x`, `x_chosen`
+        and `x_rejected`), and the columns that were named in the call.
 
         Args:
             pairs: the table that was cleaned. Its rows are found by `pair_id`; without that column they must be in the

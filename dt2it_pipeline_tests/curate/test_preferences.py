@@ -223,6 +223,21 @@ def test_without_pair_id_rows_in_another_order_are_an_error(by: str, tmp_path: P
         found.apply(pairs[[]])
 
 
+def test_a_flip_swaps_every_form_of_side_columns_once() -> None:
+    wrong = np.arange(100) % 5 == 0
+    names = ["chosen{}", "{}chosen", "chosen_{}", "{}_chosen", "n_chosen_{}"]
+    columns = {name.format("x"): "c" for name in names}
+    pairs = pd.DataFrame(columns | {name.replace("chosen", "rejected"): "r" for name in columns}, index=range(100))
+    pairs["rejected_s"], pairs["chosen_s"] = np.where(wrong, -2.0, 2.0), 0.0  # named the wrong way round
+    audit = pd.DataFrame({"pair_id": range(100), "better_id": np.where(wrong, "rejected", "chosen")})
+    found = clean_preferences(pairs, audit=audit, chosen_scores=["rejected_s"], rejected_scores=["chosen_s"])
+    made = found.apply(pairs)
+    assert (found.pairs["outcome"] == np.where(wrong, "flipped", "kept")).all()
+    for name in columns:
+        assert (made[name] == np.where(wrong, "r", "c")).all(), name
+    assert (made["rejected_s"] == np.where(wrong, 0.0, 2.0)).all()
+
+
 def test_wanted_pairs_are_unsure_ones_and_some_sure_ones() -> None:
     world = noisy_world(600, 0.8, 0.8)
     found = clean_preferences(world.pairs, world.scores, audit=world.audit(60))
