@@ -152,6 +152,11 @@ def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
         known = np.flatnonzero(lower)
         chosen, rejected = (side.take(votes.places[known]).reset_index(drop=True) for side in table.sides)
         if table.named and len(known):
+            other = np.array([*(word in ("ab", "ba") for word in plain), False])[codes[known]]
+            meant = (
+                "values of order are AB or BA, which here means that the side with the lower id (AB) or the higher id "
+            )
+            unused.add(int(other.sum()), f"{meant}(BA), as text, came first; where it does not, give shown_first")
             is_lower = (chosen < rejected).to_numpy(dtype=bool)
             found[known] = np.where(is_lower, lower[known], -lower[known])
         elif len(known):

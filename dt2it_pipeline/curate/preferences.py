@@ -194,7 +194,7 @@ def clean_preferences(
         pairs: one row per pair: `pair_id`, `chosen_id`, `rejected_id`, texts (`chosen`, `rejected`), `source`.
         scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
         votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie); if known, which side the judge
-            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id as text; reversed).
+            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward or AB: the lower id as text).
         audit: `pair_id`, `better_id`, of pairs drawn at random and checked, a row per answer. The majority decides a
             pair, and as many answers for either side decide nothing. With 15 or more pairs, labels can be flipped.
         trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
