@@ -273,6 +273,16 @@ def test_both_sides_the_same_and_an_empty_table() -> None:
     assert len(empty.pairs) == 0 and str(empty.label_accuracy.before) == "not known"
 
 
+def test_where_no_pair_stays_nothing_is_said_of_the_labels_that_stay() -> None:
+    world = noisy_world(40)
+    pairs = world.pairs.assign(good=[1.0, 1.0, 1.0, -1.0] * 10, bad=0.0, rejected_id=world.pairs["chosen_id"])
+    found = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"])
+    assert (found.pairs["outcome"] == "dropped").all() and found.sensitivity.empty
+    assert str(found.label_accuracy.after) == "not known" != str(found.label_accuracy.before)
+    assert any("is assumed, not measured" in note for note in found.notes)
+    assert not any("nan" in note or "that stay would be right" in note for note in found.notes)
+
+
 def test_sources_of_three_pairs_and_many_sources() -> None:
     world = noisy_world(120, 0.8, 0.85)
     pairs = world.pairs.assign(source=[f"s{n // 3}" for n in range(120)])
