@@ -155,6 +155,7 @@ def read_margins(
     chosen_scores: Sequence[str],
     rejected_scores: Sequence[str],
     name: str = "pairs",
+    unused: Unused | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Margins of all voters, float64 [n, V] (not a number where there is no score), and their names.
 
@@ -165,11 +166,13 @@ def read_margins(
         chosen_scores: columns of `pairs` with the scores of the chosen sides, one per voter.
         rejected_scores: the columns of the rejected sides, in the same order.
         name: of the table, in errors.
+        unused: takes note of scores that are infinite.
 
     Raises:
         CurationError: columns are missing or do not go together, ids are null, or a response has two scores.
     """
-    found, names = [np.empty((len(table), 0))], list[str]()
+    found, names, infinite = [np.empty((len(table), 0))], list[str](), 0
+    unused = unused or Unused()
     if scores is not None and len(scores):
         if "chosen_id" not in given.columns:
             raise CurationError(f"{name}: chosen_id and rejected_id are missing, by which scores find their pairs")
@@ -177,6 +180,7 @@ def read_margins(
         sides = SideScores(*table.sides)
         for part in scores.parts():
             numbers, ids = _numbers(part["score"], "scores"), key_strings(part["response_id"])
+            infinite += int(np.isinf(numbers).sum())
             voter = part["voter"].reset_index(drop=True) if "voter" in part else "scores"
             sides.add(pd.DataFrame({"response_id": ids, "voter": voter, "score": numbers}))
         voters, margins = sides.each_margin()
@@ -187,6 +191,7 @@ def read_margins(
             )
         found.append(margins)
         names += voters
+        unused.add(infinite, f"{'score is' if infinite == 1 else 'scores are'} infinite and not used")
     if len(chosen_scores) != len(rejected_scores):
         raise CurationError(
             f"chosen_scores names {len(chosen_scores)} columns and rejected_scores {len(rejected_scores)}; "
@@ -195,6 +200,10 @@ def read_margins(
     check_columns(given, (*chosen_scores, *rejected_scores), name)
     for left, right in zip(chosen_scores, rejected_scores, strict=True):
         both = [_numbers(given.frame[column], name) for column in (left, right)]
+        for column, values in zip((left, right), both, strict=True):
+            infinite = int(np.isinf(values).sum())
+            of = f"{'score' if infinite == 1 else 'scores'} of the column {column!r}"
+            unused.add(infinite, f"{of} {'is' if infinite == 1 else 'are'} infinite and not used")
         with np.errstate(invalid="ignore"):
             found.append((both[0] - both[1])[:, None])
         names.append(left)

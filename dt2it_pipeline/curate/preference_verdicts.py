@@ -222,7 +222,8 @@ def _sides_named(
             f"first is {table.keys[0] if len(table) else None!r}"
         )
     others = keys[~kept]
-    unused.add(len(others), f"rows of {name} are about pairs that are not in the table{counted}", _texts(others[:3]))
+    about = f"row of {name} is about a pair that is" if len(others) == 1 else f"rows of {name} are about pairs that are"
+    unused.add(len(others), f"{about} not in the table{counted}", _texts(others[:3]))
     if not table.keyed and (2 * len(others) > len(keys) or (keys.eq(str(len(table))).any() and not keys.eq("0").any())):
         raise CurationError(f"{name}: {unused.notes[-1]}; where it has another order or count, add the column pair_id")
     places = places[kept]

@@ -289,7 +289,7 @@ def clean_given(
         )
     unused = Unused()
     table = read_pairs(given, chosen, rejected)
-    margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores)
+    margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores, unused=unused)
     known_true = None if trusted is None or not len(trusted) else PairFrame(trusted)
     theirs = None if known_true is None else read_pairs(known_true, chosen, rejected, "trusted")
     of_trusted = None

@@ -65,7 +65,7 @@ def test_rows_that_match_nothing_are_noted_with_the_way_of_counting_and_many_are
     with pytest.raises(CurationError, match=f"audit: 47 rows of audit are about pairs .* {counted}, for example '60'"):
         cleaned(TABLE[:60])
     from_1 = AUDIT.assign(pair_id=AUDIT["pair_id"] + 1)
-    with pytest.raises(CurationError, match=f"audit: 1 rows of audit are about .* {counted}, for example '200'"):
+    with pytest.raises(CurationError, match=f"audit: 1 row of audit is about a pair .* {counted}, for example '200'"):
         cleaned(TABLE, pd.concat([from_1, from_1[-1:].assign(pair_id=COUNT)]))
     keyed = TABLE.assign(pair_id=range(COUNT))  # nothing else can be meant
     assert any("rows of audit are about pairs that are not" in note for note in cleaned(keyed[:20]).notes)

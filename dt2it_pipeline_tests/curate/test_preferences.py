@@ -283,6 +283,22 @@ def test_where_no_pair_stays_nothing_is_said_of_the_labels_that_stay() -> None:
     assert not any("nan" in note or "that stay would be right" in note for note in found.notes)
 
 
+def test_infinite_scores_are_counted() -> None:
+    world = noisy_world(40)
+    pairs = world.pairs.assign(good=np.inf, bad=[-np.inf, *[0.0] * 39])
+    notes = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"]).notes
+    assert "40 scores of the column 'good' are infinite and not used" in notes
+    assert "1 score of the column 'bad' is infinite and not used" in notes
+    scores = world.scores.assign(score=world.scores["score"].where(world.scores.index > 2, -np.inf))
+    assert "3 scores are infinite and not used" in clean_preferences(world.pairs, scores).notes
+
+
+def test_one_label_is_in_the_singular() -> None:
+    world = noisy_world(60, 0.95, 0.9, voters=1, seed=6)
+    notes = clean_preferences(world.pairs, world.scores, audit=world.audit(30)).notes
+    assert any(note.startswith("1 label is more probably wrong than right") for note in notes)
+
+
 def test_sources_of_three_pairs_and_many_sources() -> None:
     world = noisy_world(120, 0.8, 0.85)
     pairs = world.pairs.assign(source=[f"s{n // 3}" for n in range(120)])

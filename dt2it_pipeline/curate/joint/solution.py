@@ -349,9 +349,10 @@ def _sentences(decisions: Decisions, anchors: Anchors, table: pd.DataFrame, assu
         )
     if decisions.not_flipped:
         found.append(
-            f"{decisions.not_flipped:,} labels are more probably wrong than right and dropped, not flipped: pairs "
-            "whose better side is known do not show clearly enough that their source has wrong labels, so voters and "
-            "judges may err there instead. More checked pairs of that source, drawn at random, would show it"
+            f"{decisions.not_flipped:,} {'label is' if decisions.not_flipped == 1 else 'labels are'} more probably "
+            "wrong than right and dropped, not flipped: pairs whose better side is known do not show clearly enough "
+            "that their source has wrong labels, so voters and judges may err there instead. More checked pairs of "
+            "that source, drawn at random, would show it"
         )
     if decisions.retained:
         found.append(
