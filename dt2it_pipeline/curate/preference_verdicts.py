@@ -7,7 +7,7 @@ names, in which order a judge saw the sides, and what cannot be used. What does 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,11 +34,13 @@ class Votes:
         rows: the votes, as given.
         places: int64 [m], the row of each vote's pair.
         signs: float64 [m]: 1 for the chosen side, -1 for the other, 0 for a tie.
+        first: float64 [m]: 1 where the judge saw the chosen side first, -1 where last, 0 where that is not known.
     """
 
     rows: pd.DataFrame
     places: np.ndarray
     signs: np.ndarray
+    first: np.ndarray
 
     def judges(self) -> pd.Series:
         """The m names."""
@@ -109,7 +111,7 @@ def read_verdicts(
         nothing = np.zeros((len(table), len(known or ())))
         return Verdicts(nothing, nothing, nothing.astype(bool), known or (), None)
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
-    used = Votes(votes if kept.all() else votes[kept], rows, signs)
+    used = Votes(votes if kept.all() else votes[kept], rows, signs, np.zeros(len(rows)))
     named, names = pd.factorize(used.judges())
     judges = pd.Index(sorted(map(str, names)) if known is None else known)
     codes = judges.get_indexer(pd.Index(names))[named]
@@ -118,6 +120,7 @@ def read_verdicts(
     heard = np.zeros((len(table), len(judges)))
     shown_first = np.zeros_like(heard)
     first = _shown_first(table, used, unused)
+    used = replace(used, first=first)
     for found, values in ((heard, signs), (shown_first, first)):
         np.add.at(found, (rows[codes >= 0], codes[codes >= 0]), values[codes >= 0])
     asked = np.zeros(heard.shape, dtype=bool)
@@ -164,10 +167,11 @@ def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
     return found
 
 
-def given_verdicts(votes: Votes | None) -> pd.DataFrame:
+def given_verdicts(votes: Votes | None, sides: tuple[pd.Series, pd.Series]) -> pd.DataFrame:
     """Every single vote on the pairs, as rows of `PairEvidence.verdicts`.
 
-    A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie.
+    A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie. `order` is that
+    of the votes, else by `shown_first`: forward where that is the lower of the ids `sides`.
     """
     if votes is None:
         return no_verdicts()
@@ -175,7 +179,15 @@ def given_verdicts(votes: Votes | None) -> pd.DataFrame:
     verdict = phrases((CHOSEN, REJECTED, TIE), codes)
     if "better_id" not in votes.rows:
         verdict = verdict.mask(votes.rows["verdict"].isna().to_numpy())
-    return verdict_rows(votes.places, verdict, votes.rows, votes.judges())
+    rows = votes.rows
+    if "shown_first" in rows:
+        chosen, rejected = (side.take(votes.places).reset_index(drop=True) for side in sides)
+        forward = (votes.first > 0) == (chosen < rejected).to_numpy(dtype=bool)
+        order = phrases((FORWARD, REVERSED), np.where(forward, 0, 1)).mask(votes.first == 0)
+        if "order" in rows:
+            order = key_strings(rows["order"]).replace("", None).fillna(order)
+        rows = rows.assign(order=order.array)
+    return verdict_rows(votes.places, verdict, rows, votes.judges())
 
 
 def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> Answers:

@@ -99,7 +99,7 @@ class CleanedPreferences:
             np.where(flipped, 1 - probability, probability),
             known.voters,
             known.margins,
-            given_verdicts(known.votes),
+            given_verdicts(known.votes, known.sides),
         )
 
     def swapped(self, columns: Iterable[str]) -> list[tuple[str, str]]:
