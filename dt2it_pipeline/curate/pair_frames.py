@@ -63,7 +63,7 @@ def row_hashes(frame: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
                 with np.errstate(over="ignore"):
                     values = part.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
             else:
-                values = key_strings(part).to_numpy(dtype=object)
+                values = key_strings(part).fillna("").to_numpy(dtype=object)  # an empty text of CSV is read as null
             found[start : start + _HASHED] *= np.uint64(31)
             found[start : start + _HASHED] += pd.util.hash_array(values, categorize=False)
     return found

@@ -110,7 +110,7 @@ def refuse_doubtful_ids(pairs: pd.DataFrame, **others: pd.DataFrame | None) -> N
     Raises:
         CurationError: the table has another index than 0 to n - 1, or one of its columns holds these ids, too.
     """
-    if "pair_id" in pairs:
+    if "pair_id" in pairs or pairs.columns.has_duplicates:  # `read_pairs` refuses these
         return
     columns = [name for name in pairs if _MAY_BE_IDS.search(str(name)) and name not in _SIDE_IDS]
     for table, rows in others.items():

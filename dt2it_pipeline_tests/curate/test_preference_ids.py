@@ -56,6 +56,12 @@ def test_another_column_that_may_be_meant_is_an_error(name: str) -> None:
     pd.testing.assert_frame_equal(found.pairs, cleaned(TABLE).pairs)
 
 
+def test_a_column_of_ids_that_is_there_twice_is_an_error() -> None:
+    ids = TABLE.assign(uid=range(COUNT))
+    with pytest.raises(CurationError, match="the column 'uid' is there twice"):
+        cleaned(pd.concat([ids, ids[["uid"]]], axis=1))
+
+
 def test_rows_that_match_nothing_are_noted_with_the_way_of_counting_and_many_are_an_error() -> None:
     counted = r"\(it has no column pair_id, so its rows are counted from 0\)"
     with pytest.raises(CurationError, match=f"no pair_id is one of the table's {counted}; the first is 'u0'"):

@@ -210,7 +210,7 @@ def test_without_pair_id_rows_in_another_order_are_an_error(by: str, tmp_path: P
     good = [float(n % 7) / 3 for n in range(40)]
     pairs = pd.DataFrame({"good": good, "bad": [0.5] * 40})
     if by != "scores":
-        texts = pd.DataFrame({"chosen": [f"a{n}" for n in range(40)], "rejected": [f"b{n}" for n in range(40)]})
+        texts = pd.DataFrame({"chosen": [f"a{n}" for n in range(40)], "rejected": ["", *(f"b{n}" for n in range(39))]})
         pairs = pairs.join(texts if by == "texts" else texts.map(lambda text: [{"role": "user", "content": text}]))
     found = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"])
     expected = found.apply(pairs)
