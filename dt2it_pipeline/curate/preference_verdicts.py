@@ -205,14 +205,16 @@ def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> 
         return counted(np.zeros(0, dtype=int), np.zeros(0), len(table))
     rows, signs, _ = _sides_named(table, audit, "audit", unused)
     found = counted(rows, signs, len(table))
+    many = int(found.contradicted.sum())
     unused.add(
-        int(found.contradicted.sum()),
-        "audited pairs have answers that contradict each other: the majority counts, and of as many for either side "
-        "none does",
+        many,
+        f"{'audited pair has' if many == 1 else 'audited pairs have'} answers that contradict each other: the majority "
+        "counts, and of as many for either side none does",
         table.keys[found.contradicted].tolist(),
     )
     tied = int(np.unique(rows[signs == 0]).size)
-    unused.add(tied, "audited pairs have no better side, which says nothing about their label")
+    have, their = ("audited pair has", "its") if tied == 1 else ("audited pairs have", "their")
+    unused.add(tied, f"{have} no better side, which says nothing about {their} label")
     return found
 
 
