@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.curate.voters import votes as vote_column
+from dt2it_pipeline.storage.table_files import key_strings
 
+_HASHED = 1 << 16  # rows whose values are Python objects at a time
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}  # verdict -> that on the swapped pair
 
 
@@ -45,16 +47,47 @@ def phrases(names: Sequence[str], codes: np.ndarray) -> pd.Series:
     return pa.array(names, pa.large_string()).take(pa.array(codes)).to_pandas()
 
 
-def swapped_columns(columns: Iterable[object], named: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    """Which columns change sides where a pair is flipped: every chosen<x> with its rejected<x>, then those named.
+def row_hashes(frame: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
+    """uint64 [n], a number for what stands in these columns of every row, whichever file the table was read from.
 
     Examples:
-        >>> swapped_columns(["chosen", "rejected", "chosen_id", "good", "bad"], [("good", "bad")])
-        [('chosen', 'rejected'), ('good', 'bad')]
+        >>> table = pd.DataFrame({"chosen": ["a", "b"], "score": [1.0, 2.0]})
+        >>> bool((row_hashes(table, ["chosen", "score"]) == row_hashes(table[::-1], ["chosen", "score"])[::-1]).all())
+        True
+    """
+    found = np.zeros(len(frame), dtype=np.uint64)
+    for column in columns:
+        for start in range(0, len(frame), _HASHED):
+            part = frame[column].iloc[start : start + _HASHED]
+            if pd.api.types.is_float_dtype(part.dtype):  # a reader of CSV may change the last digit
+                with np.errstate(over="ignore"):
+                    values = part.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+            else:
+                values = key_strings(part).fillna("").to_numpy(dtype=object)  # an empty text of CSV is read as null
+            found[start : start + _HASHED] *= np.uint64(31)
+            found[start : start + _HASHED] += pd.util.hash_array(values, categorize=False)
+    return found
+
+
+def swapped_columns(columns: Iterable[object], named: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Which columns change sides where a pair is flipped: those named, and <x>chosen<y> with its <x>rejected<y>.
+
+    No column is in two of the pairs: those that are named come first.
+
+    Examples:
+        >>> swapped_columns(["chosen", "rejected", "chosen_id", "words_chosen", "words_rejected", "good", "bad"],
+        ...                 [("good", "bad")])
+        [('good', 'bad'), ('chosen', 'rejected'), ('words_chosen', 'words_rejected')]
     """
     names = list(map(str, columns))
-    found = [(name, "rejected" + name.removeprefix("chosen")) for name in names if name.startswith("chosen")]
-    return [sides for sides in dict.fromkeys([*found, *named]) if set(sides) <= set(names)]
+    found = dict.fromkeys((left, right) for left, right in named if {left, right} <= set(names))
+    taken = {name for sides in found for name in sides}
+    for name in names:
+        sides = name, name.replace("chosen", "rejected")
+        if sides[0] != sides[1] and sides[1] in names and not taken & set(sides):
+            found[sides] = None
+            taken |= set(sides)
+    return list(found)
 
 
 def with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:
@@ -64,15 +97,13 @@ def with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:
 
 
 def swap_sides(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
-    """A copy in which the marked rows change sides: every chosen<x> with its rejected<x>, strength and votes."""
+    """A copy in which the marked rows change sides: `swapped_columns`, strength and votes."""
     swapped = frame.copy()
     if not where.any():
         return swapped
-    for column in frame.columns:
-        partner = "rejected" + str(column).removeprefix("chosen")
-        if str(column).startswith("chosen") and partner in frame.columns:
-            swapped[column] = frame[column].mask(where, frame[partner])
-            swapped[partner] = frame[partner].mask(where, frame[column])
+    for left, right in swapped_columns(frame.columns):
+        swapped[left] = frame[left].mask(where, frame[right])
+        swapped[right] = frame[right].mask(where, frame[left])
     swapped["strength"] = np.where(where, -frame["strength"].to_numpy(), frame["strength"].to_numpy())
     swapped["votes"] = vote_column.negate(frame["votes"], where)
     return swapped

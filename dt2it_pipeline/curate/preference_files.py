@@ -84,7 +84,8 @@ def clean_preference_files(
             unread = f"{audit}: {len(answers.unusable)} rows cannot be used; the first, {place}: {reason}"
             cleaned = replace(cleaned, notes=(unread, *cleaned.notes))
         if answers is not None and answers.counts["unanswered"]:
-            left = f"{audit}: {answers.counts['unanswered']} rows have no answer yet"
+            unanswered = answers.counts["unanswered"]
+            left = f"{audit}: {unanswered} {'row has' if unanswered == 1 else 'rows have'} no answer yet"
             cleaned = replace(cleaned, notes=(left, *cleaned.notes))
         ours = cleaned.probability_column(given.columns)
         if "probability" in given.columns:

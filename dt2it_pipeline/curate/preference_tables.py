@@ -7,6 +7,7 @@ be used of them. What does not: verdicts and checked pairs (`preference_verdicts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from dt2it_pipeline.curate.id_index import IdIndex, present
 from dt2it_pipeline.curate.pair_frames import phrases
 from dt2it_pipeline.curate.voters.margins import CurationError, SideScores, check_columns, refuse_unusable_ids
 from dt2it_pipeline.storage.table_files import key_strings
+
+_MAY_BE_IDS = re.compile(r"(id|idx|index|key|^unnamed: 0)$", re.IGNORECASE)  # pandas reads an index of a CSV so
+_SIDE_IDS = ("chosen_id", "rejected_id")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class PairTable:
         sides: n ids of the chosen and n of the rejected sides; `chosen` and `rejected` where the table has none.
         sources: n names, "" where there are none.
         named: whether sides have ids of their own.
+        keyed: whether pairs have; else their ids are the numbers of the rows.
     """
 
     ids: pd.Series
@@ -39,6 +44,7 @@ class PairTable:
     sides: tuple[pd.Series, pd.Series]
     sources: np.ndarray
     named: bool = True
+    keyed: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,7 +97,44 @@ def read_pairs(given: GivenPairs, chosen: str | None, rejected: str | None, tabl
         sides = tuple(key_strings(pairs[name]) for name in ("chosen_id", "rejected_id"))
     else:
         sides = tuple(phrases((name,), np.zeros(len(pairs), dtype=np.int8)) for name in (CHOSEN, REJECTED))
-    return PairTable(ids, keys, index, (sides[0], sides[1]), _sources(pairs), "chosen_id" in pairs)
+    return PairTable(ids, keys, index, (sides[0], sides[1]), _sources(pairs), "chosen_id" in pairs, "pair_id" in pairs)
+
+
+def refuse_doubtful_ids(pairs: pd.DataFrame, **others: pd.DataFrame | None) -> None:
+    """Refuse tables whose `pair_id` may mean something else than the row's number, where the pairs have no such column.
+
+    Args:
+        pairs: a table of pairs.
+        **others: tables about its rows, by their names.
+
+    Raises:
+        CurationError: the table has another index than 0 to n - 1, or one of its columns holds these ids, too.
+    """
+    if "pair_id" in pairs or pairs.columns.has_duplicates:  # `read_pairs` refuses these
+        return
+    columns = [name for name in pairs if _MAY_BE_IDS.search(str(name)) and name not in _SIDE_IDS]
+    for table, rows in others.items():
+        if rows is None or "pair_id" not in rows or not len(rows):
+            continue
+        if not pairs.index.equals(pd.RangeIndex(len(pairs))):
+            raise CurationError(
+                f"pairs: it has no column pair_id, and its index is not 0 to {len(pairs) - 1:,} in this order, so "
+                f"pair_id of {table} may mean the index or the number of the row. For the index, give "
+                "`pairs.assign(pair_id=pairs.index)`; for the number, `pairs.reset_index(drop=True)`"
+            )
+        ids = key_strings(rows["pair_id"]).dropna()
+        by_number = IdIndex(key_strings(pd.Series(np.arange(len(pairs))))).positions(ids)
+        for name in columns:
+            keys = key_strings(pairs[name])
+            index = IdIndex(keys)
+            found = index.positions(ids)
+            likely = 2 * int((found >= 0).sum()) >= max(int((by_number >= 0).sum()), 1)
+            if len(index) == len(keys) and likely and not np.array_equal(found, by_number):
+                raise CurationError(
+                    f"pairs: it has no column pair_id, and pair_id of {table} may mean its column {name!r} or the "
+                    f"number of the row, from 0. For the column, give `pairs.assign(pair_id=pairs[{name!r}])`; for "
+                    "the number, `pairs.assign(pair_id=range(len(pairs)))`"
+                )
 
 
 def _sources(pairs: pd.DataFrame) -> np.ndarray:
@@ -112,6 +155,7 @@ def read_margins(
     chosen_scores: Sequence[str],
     rejected_scores: Sequence[str],
     name: str = "pairs",
+    unused: Unused | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Margins of all voters, float64 [n, V] (not a number where there is no score), and their names.
 
@@ -122,11 +166,13 @@ def read_margins(
         chosen_scores: columns of `pairs` with the scores of the chosen sides, one per voter.
         rejected_scores: the columns of the rejected sides, in the same order.
         name: of the table, in errors.
+        unused: takes note of scores that are infinite.
 
     Raises:
         CurationError: columns are missing or do not go together, ids are null, or a response has two scores.
     """
-    found, names = [np.empty((len(table), 0))], list[str]()
+    found, names, infinite = [np.empty((len(table), 0))], list[str](), 0
+    unused = unused or Unused()
     if scores is not None and len(scores):
         if "chosen_id" not in given.columns:
             raise CurationError(f"{name}: chosen_id and rejected_id are missing, by which scores find their pairs")
@@ -134,6 +180,7 @@ def read_margins(
         sides = SideScores(*table.sides)
         for part in scores.parts():
             numbers, ids = _numbers(part["score"], "scores"), key_strings(part["response_id"])
+            infinite += int(np.isinf(numbers).sum())
             voter = part["voter"].reset_index(drop=True) if "voter" in part else "scores"
             sides.add(pd.DataFrame({"response_id": ids, "voter": voter, "score": numbers}))
         voters, margins = sides.each_margin()
@@ -144,6 +191,7 @@ def read_margins(
             )
         found.append(margins)
         names += voters
+        unused.add(infinite, f"{'score is' if infinite == 1 else 'scores are'} infinite and not used")
     if len(chosen_scores) != len(rejected_scores):
         raise CurationError(
             f"chosen_scores names {len(chosen_scores)} columns and rejected_scores {len(rejected_scores)}; "
@@ -152,6 +200,10 @@ def read_margins(
     check_columns(given, (*chosen_scores, *rejected_scores), name)
     for left, right in zip(chosen_scores, rejected_scores, strict=True):
         both = [_numbers(given.frame[column], name) for column in (left, right)]
+        for column, values in zip((left, right), both, strict=True):
+            infinite = int(np.isinf(values).sum())
+            of = f"{'score' if infinite == 1 else 'scores'} of the column {column!r}"
+            unused.add(infinite, f"{of} {'is' if infinite == 1 else 'are'} infinite and not used")
         with np.errstate(invalid="ignore"):
             found.append((both[0] - both[1])[:, None])
         names.append(left)

@@ -7,7 +7,7 @@ names, in which order a judge saw the sides, and what cannot be used. What does 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,11 +34,13 @@ class Votes:
         rows: the votes, as given.
         places: int64 [m], the row of each vote's pair.
         signs: float64 [m]: 1 for the chosen side, -1 for the other, 0 for a tie.
+        first: float64 [m]: 1 where the judge saw the chosen side first, -1 where last, 0 where that is not known.
     """
 
     rows: pd.DataFrame
     places: np.ndarray
     signs: np.ndarray
+    first: np.ndarray
 
     def judges(self) -> pd.Series:
         """The m names."""
@@ -109,7 +111,7 @@ def read_verdicts(
         nothing = np.zeros((len(table), len(known or ())))
         return Verdicts(nothing, nothing, nothing.astype(bool), known or (), None)
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
-    used = Votes(votes if kept.all() else votes[kept], rows, signs)
+    used = Votes(votes if kept.all() else votes[kept], rows, signs, np.zeros(len(rows)))
     named, names = pd.factorize(used.judges())
     judges = pd.Index(sorted(map(str, names)) if known is None else known)
     codes = judges.get_indexer(pd.Index(names))[named]
@@ -118,6 +120,7 @@ def read_verdicts(
     heard = np.zeros((len(table), len(judges)))
     shown_first = np.zeros_like(heard)
     first = _shown_first(table, used, unused)
+    used = replace(used, first=first)
     for found, values in ((heard, signs), (shown_first, first)):
         np.add.at(found, (rows[codes >= 0], codes[codes >= 0]), values[codes >= 0])
     asked = np.zeros(heard.shape, dtype=bool)
@@ -152,6 +155,11 @@ def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
         known = np.flatnonzero(lower)
         chosen, rejected = (side.take(votes.places[known]).reset_index(drop=True) for side in table.sides)
         if table.named and len(known):
+            other = np.array([*(word in ("ab", "ba") for word in plain), False])[codes[known]]
+            meant = (
+                "values of order are AB or BA, which here means that the side with the lower id (AB) or the higher id "
+            )
+            unused.add(int(other.sum()), f"{meant}(BA), as text, came first; where it does not, give shown_first")
             is_lower = (chosen < rejected).to_numpy(dtype=bool)
             found[known] = np.where(is_lower, lower[known], -lower[known])
         elif len(known):
@@ -159,10 +167,11 @@ def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
     return found
 
 
-def given_verdicts(votes: Votes | None) -> pd.DataFrame:
+def given_verdicts(votes: Votes | None, sides: tuple[pd.Series, pd.Series]) -> pd.DataFrame:
     """Every single vote on the pairs, as rows of `PairEvidence.verdicts`.
 
-    A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie.
+    A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie. `order` is that
+    of the votes, else by `shown_first`: forward where that is the lower of the ids `sides`.
     """
     if votes is None:
         return no_verdicts()
@@ -170,7 +179,15 @@ def given_verdicts(votes: Votes | None) -> pd.DataFrame:
     verdict = phrases((CHOSEN, REJECTED, TIE), codes)
     if "better_id" not in votes.rows:
         verdict = verdict.mask(votes.rows["verdict"].isna().to_numpy())
-    return verdict_rows(votes.places, verdict, votes.rows, votes.judges())
+    rows = votes.rows
+    if "shown_first" in rows:
+        chosen, rejected = (side.take(votes.places).reset_index(drop=True) for side in sides)
+        forward = (votes.first > 0) == (chosen < rejected).to_numpy(dtype=bool)
+        order = phrases((FORWARD, REVERSED), np.where(forward, 0, 1)).mask(votes.first == 0)
+        if "order" in rows:
+            order = key_strings(rows["order"]).replace("", None).fillna(order)
+        rows = rows.assign(order=order.array)
+    return verdict_rows(votes.places, verdict, rows, votes.judges())
 
 
 def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> Answers:
@@ -188,14 +205,16 @@ def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> 
         return counted(np.zeros(0, dtype=int), np.zeros(0), len(table))
     rows, signs, _ = _sides_named(table, audit, "audit", unused)
     found = counted(rows, signs, len(table))
+    many = int(found.contradicted.sum())
     unused.add(
-        int(found.contradicted.sum()),
-        "audited pairs have answers that contradict each other: the majority counts, and of as many for either side "
-        "none does",
+        many,
+        f"{'audited pair has' if many == 1 else 'audited pairs have'} answers that contradict each other: the majority "
+        "counts, and of as many for either side none does",
         table.keys[found.contradicted].tolist(),
     )
     tied = int(np.unique(rows[signs == 0]).size)
-    unused.add(tied, "audited pairs have no better side, which says nothing about their label")
+    have, their = ("audited pair has", "its") if tied == 1 else ("audited pairs have", "their")
+    unused.add(tied, f"{have} no better side, which says nothing about {their} label")
     return found
 
 
@@ -210,13 +229,17 @@ def _sides_named(
     keys = key_strings(rows["pair_id"])
     places = table.places(keys)
     kept = places >= 0
+    counted = "" if table.keyed else " (it has no column pair_id, so its rows are counted from 0)"
     if not kept.any():
         raise CurationError(
-            f"{name}: no pair_id is one of the table's; the first is {_texts(keys[:1])[0]!r}, and the table's first is "
-            f"{table.keys[0] if len(table) else None!r}"
+            f"{name}: no pair_id is one of the table's{counted}; the first is {_texts(keys[:1])[0]!r}, and the table's "
+            f"first is {table.keys[0] if len(table) else None!r}"
         )
     others = keys[~kept]
-    unused.add(len(others), f"rows of {name} are about pairs that are not in the table", _texts(others[:3]))
+    about = f"row of {name} is about a pair that is" if len(others) == 1 else f"rows of {name} are about pairs that are"
+    unused.add(len(others), f"{about} not in the table{counted}", _texts(others[:3]))
+    if not table.keyed and (2 * len(others) > len(keys) or (keys.eq(str(len(table))).any() and not keys.eq("0").any())):
+        raise CurationError(f"{name}: {unused.notes[-1]}; where it has another order or count, add the column pair_id")
     places = places[kept]
     given = key_strings(rows[columns[0]])[kept].reset_index(drop=True)
     for column in columns[1:]:  # a verdict stands where better_id is empty
@@ -228,10 +251,12 @@ def _sides_named(
         signs[here] = sign
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
+        changed = ". In answers to a sample of this table, it means that the table was re-ordered or changed since the"
+        changed = "" if table.named and table.keyed else f"{changed} sample was drawn"
         raise CurationError(
             f"{name}: {int(np.isnan(signs).sum())} values of {columns[0]} name no side of their pair; the first, of "
             f"pair {table.keys[places[row]]}, is {given[row]!r}; use the id of a side, chosen, rejected, tie, or leave "
-            "it empty"
+            f"it empty{changed}"
         )
     return places, signs, kept
 

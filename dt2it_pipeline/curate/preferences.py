@@ -14,15 +14,17 @@ import pandas as pd
 
 from dt2it_pipeline.curate.evidence_table import PairEvidence
 from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, GivenScores, PairFrame, ScoreFrame
+from dt2it_pipeline.curate.id_index import IdIndex
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT
 from dt2it_pipeline.curate.joint.sensitivity import Assumption
 from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
 from dt2it_pipeline.curate.joint.sums import UNKNOWN, Estimate
-from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
-from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs
+from dt2it_pipeline.curate.pair_frames import phrases, row_hashes, swapped_columns
+from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs, refuse_doubtful_ids
 from dt2it_pipeline.curate.preference_verdicts import Votes, given_verdicts, read_audit, read_verdicts, split_votes
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.human_review.own_tables import NAME_TEXTS
+from dt2it_pipeline.storage.table_files import key_strings
 
 _NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}
 _HASHED = 1 << 16  # ids that are Python objects at a time
@@ -77,6 +79,7 @@ class CleanedPreferences:
     assumption: Assumption | None = field(default=None, repr=False)
     _sides: tuple[tuple[str, str], ...] = ()
     _known: _Known | None = field(default=None, repr=False, compare=False)
+    _order: tuple[tuple[str, ...], np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def evidence(self) -> PairEvidence:
         """Every voter's margin and every judge's verdict, as given, with what followed from them; made when asked for.
@@ -96,7 +99,7 @@ class CleanedPreferences:
             np.where(flipped, 1 - probability, probability),
             known.voters,
             known.margins,
-            given_verdicts(known.votes),
+            given_verdicts(known.votes, known.sides),
         )
 
     def swapped(self, columns: Iterable[str]) -> list[tuple[str, str]]:
@@ -116,24 +119,47 @@ class CleanedPreferences:
 
         A table that has a column `probability` keeps it; then the last column is `label_probability`.
 
-        Swapped are columns that begin with `chosen` with those that begin with `rejected`, and the columns that were
-        named in the call.
+        Swapped are columns whose names differ in `chosen` and `rejected` alone (`chosen_x` and `rejected_x`, `x_chosen`
+        and `x_rejected`), and the columns that were named in the call.
 
         Args:
-            pairs: the table that was cleaned, rows in the same order.
+            pairs: the table that was cleaned. Its rows are found by `pair_id`; without that column they must be in the
+                same order.
 
         Raises:
-            CurationError: it has another number of rows than the table that was cleaned.
+            CurationError: it has not the rows of the table that was cleaned.
         """
         if len(pairs) != len(self.pairs):
             raise CurationError(f"pairs: {len(pairs)} rows, and {len(self.pairs)} were cleaned; give the same table")
-        flipped = (self.pairs["outcome"] == "flipped").to_numpy()
+        found = self.pairs.iloc[self._rows_of(pairs)]
+        flipped = (found["outcome"] == "flipped").to_numpy()
         made = pairs.reset_index(drop=True)
-        made[self.probability_column(pairs.columns)] = self.pairs["probability"].to_numpy()
+        made[self.probability_column(pairs.columns)] = found["probability"].to_numpy()
         for left, right in self.swapped(pairs.columns):
             sides = made[left].mask(flipped, made[right]), made[right].mask(flipped, made[left])
             made[left], made[right] = sides
-        return made[(self.pairs["outcome"] != "dropped").to_numpy()].reset_index(drop=True)
+        return made[(found["outcome"] != "dropped").to_numpy()].reset_index(drop=True)
+
+    def _rows_of(self, pairs: pd.DataFrame) -> np.ndarray:
+        """int64 [n], the row of `self.pairs` that is about each row of a table of as many rows."""
+        by = ("pair_id",) if self._order is None else self._order[0]
+        if missing := [name for name in by if name not in pairs]:
+            raise CurationError(f"pairs: the table that was cleaned had the column {missing[0]!r}; give the same table")
+        if self._order is None:
+            keys = key_strings(pairs["pair_id"])
+            rows = IdIndex(key_strings(self.pairs["pair_id"])).positions(keys)
+            if others := keys[(rows < 0) | keys.duplicated().to_numpy()].tolist():
+                raise CurationError(
+                    f"pairs: {len(others)} values of pair_id are not those of the table that was cleaned, or are there "
+                    f"twice; the first is {others[0]!r}"
+                )
+            return rows
+        if differ := int((row_hashes(pairs, by) != self._order[1]).sum()):
+            raise CurationError(
+                f"pairs: {differ} rows differ from those of the table that was cleaned, in {' or '.join(by)}; give the "
+                "same table, rows in the same order, or clean one with a column pair_id, by which rows are found"
+            )
+        return np.arange(len(pairs))
 
 
 def clean_preferences(
@@ -168,7 +194,7 @@ def clean_preferences(
         pairs: one row per pair: `pair_id`, `chosen_id`, `rejected_id`, texts (`chosen`, `rejected`), `source`.
         scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
         votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie); if known, which side the judge
-            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id as text; reversed).
+            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward or AB: the lower id as text).
         audit: `pair_id`, `better_id`, of pairs drawn at random and checked, a row per answer. The majority decides a
             pair, and as many answers for either side decide nothing. With 15 or more pairs, labels can be flipped.
         trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
@@ -190,6 +216,7 @@ def clean_preferences(
     for name, frame in (("pairs", pairs), ("scores", scores), ("votes", votes), ("audit", audit), ("trusted", trusted)):
         if not isinstance(frame, pd.DataFrame | None):
             raise CurationError(f"{name} must be a DataFrame, not {type(frame).__name__}")
+    refuse_doubtful_ids(pairs, votes=None if trusted is not None and "pair_id" in trusted else votes, audit=audit)
     return clean_given(
         PairFrame(pairs),
         None if scores is None else ScoreFrame(scores),
@@ -262,7 +289,7 @@ def clean_given(
         )
     unused = Unused()
     table = read_pairs(given, chosen, rejected)
-    margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores)
+    margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores, unused=unused)
     known_true = None if trusted is None or not len(trusted) else PairFrame(trusted)
     theirs = None if known_true is None else read_pairs(known_true, chosen, rejected, "trusted")
     of_trusted = None
@@ -329,7 +356,16 @@ def clean_given(
         solution.assumption if known else None,
         named,
         _Known(keys, sides, voters, margins, heard.votes),
+        None if "pair_id" in given.columns else _order_of(given.frame, named),
     )
+
+
+def _order_of(pairs: pd.DataFrame, named: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Columns that tell the rows of a table without pair_id apart, and a number for each row."""
+    texts = [*(("chosen_id", "rejected_id") if "chosen_id" in pairs else ()), *named[0]]
+    scores = [name for sides in named[1:] for name in sides]
+    by = [name for name in texts if name in pairs] or [name for name in scores if name in pairs]
+    return tuple(by), row_hashes(pairs, by)
 
 
 def _draw(keys: pd.Series, hash_key: str) -> np.ndarray:

@@ -127,7 +127,8 @@ _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
         (
             "verdicts",
             pa.list_(_VERDICT),
-            "Verdicts of judges and people on the given sides, as in `votes`; `order` as the table of votes has it.",
+            "Verdicts of judges and people on the given sides, as in `votes`; `order` as the table of votes has it, "
+            "else by its `shown_first`.",
         ),
     ),
     "people_votes": _table(

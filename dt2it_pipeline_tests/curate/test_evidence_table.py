@@ -76,6 +76,19 @@ def test_every_vote_stands_there_as_it_was_given(tmp_path: Path) -> None:
     assert [vote["verdict"] for row in rows[4:6] for vote in row["verdicts"]] == ["rejected", "tie"]
 
 
+def test_an_order_that_is_not_given_follows_from_what_was_shown_first() -> None:
+    shown = ["c0", "r1", "chosen", None, "c4"]
+    votes = pd.DataFrame({"pair_id": [f"p{n}" for n in range(5)], "verdict": "chosen", "shown_first": shown})
+    orders = cleaned(votes).evidence().verdicts["order"]
+    assert orders.fillna("").tolist() == ["forward", "reversed", "forward", "", "forward"]
+    both = votes.assign(order=["reversed", "", None, "forward", "alone"])
+    orders = cleaned(both).evidence().verdicts["order"]
+    assert orders.tolist() == ["reversed", "reversed", "forward", "forward", "alone"]
+    bare = pd.DataFrame({"chosen": ["a", "b"], "rejected": ["c", "d"]})
+    votes = pd.DataFrame({"pair_id": [0, 1], "verdict": "chosen", "shown_first": ["rejected", "chosen"]})
+    assert clean_preferences(bare, votes=votes).evidence().verdicts["order"].tolist() == ["reversed", "forward"]
+
+
 def test_a_result_that_was_made_by_hand_has_no_evidence() -> None:
     given = cleaned()
     bare = CleanedPreferences(given.pairs, given.label_accuracy, given.wanted, given.sensitivity, given.notes)

@@ -145,9 +145,9 @@ def test_answers_that_say_nothing_are_counted() -> None:
         ]
     )
     notes = clean_preferences(world.pairs, world.scores, audit=audit).notes
-    assert any("1 rows of audit are about pairs that are not in the table, for example 'gone'" in n for n in notes)
-    assert any("1 audited pairs have answers that contradict each other" in n and "'p20'" in n for n in notes)
-    assert any("1 audited pairs have no better side" in n for n in notes)
+    assert any("1 row of audit is about a pair that is not in the table, for example 'gone'" in n for n in notes)
+    assert any("1 audited pair has answers that contradict each other" in n and "'p20'" in n for n in notes)
+    assert any("1 audited pair has no better side" in n for n in notes)
 
 
 def test_trusted_pairs_are_an_anchor() -> None:

@@ -89,6 +89,17 @@ def test_an_order_in_words_that_are_not_known_is_not_used_and_said(column: str, 
     assert note is None or said.pop().startswith(note)
 
 
+def test_ab_and_ba_are_forward_and_reversed_and_a_note_says_what_that_means() -> None:
+    world = noisy_world(400, 0.8, voters=0, judges=1, judge=0.9, seed=1)
+    _, by_order = told_orders(world)
+    plain = clean_preferences(world.pairs, votes=by_order)
+    words = by_order.assign(order=by_order["order"].map({"forward": "AB", "reversed": "ba"}))
+    found = clean_preferences(world.pairs, votes=words)
+    pd.testing.assert_frame_equal(found.pairs, plain.pairs)
+    (note,) = set(found.notes) - set(plain.notes)
+    assert note.startswith("400 values of order are AB or BA, which here means that the side with the lower id (AB)")
+
+
 def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_though_some_votes_cancel_out() -> None:
     world = noisy_world(300, 0.2, voters=0, judges=2, judge=0.75)
     signs = world.votes["better_id"].str[0].eq("a").groupby(world.votes["pair_id"]).nunique()

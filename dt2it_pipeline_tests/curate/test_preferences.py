@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,56 @@ def test_applied_outcomes_swap_the_sides_of_flipped_pairs() -> None:
         found.apply(pairs[1:])
 
 
+def test_a_table_in_another_order_is_matched_by_pair_id() -> None:
+    world = noisy_world(200, 0.7, 0.9)
+    found = clean_preferences(world.pairs, world.scores, audit=world.audit(80))
+    assert {"flipped", "kept"} <= set(found.pairs["outcome"])
+    expected = found.apply(world.pairs).sort_values("pair_id", ignore_index=True)
+    shuffled = world.pairs.sample(frac=1, random_state=0)
+    made = found.apply(shuffled)
+    assert made["pair_id"].tolist() == [each for each in shuffled["pair_id"] if each in set(expected["pair_id"])]
+    pd.testing.assert_frame_equal(made.sort_values("pair_id", ignore_index=True), expected)
+    with pytest.raises(CurationError, match=r"200 values of pair_id are not those .* the first is 'xp0'"):
+        found.apply(world.pairs.assign(pair_id="x" + world.pairs["pair_id"]))
+    with pytest.raises(CurationError, match=r"199 values of pair_id are not those .* twice; the first is 'p0'"):
+        found.apply(world.pairs.assign(pair_id="p0"))
+    with pytest.raises(CurationError, match="had the column 'pair_id'"):
+        found.apply(world.pairs.drop(columns="pair_id"))
+
+
+@pytest.mark.parametrize("by", ["texts", "messages", "scores"])
+def test_without_pair_id_rows_in_another_order_are_an_error(by: str, tmp_path: Path) -> None:
+    good = [float(n % 7) / 3 for n in range(40)]
+    pairs = pd.DataFrame({"good": good, "bad": [0.5] * 40})
+    if by != "scores":
+        texts = pd.DataFrame({"chosen": [f"a{n}" for n in range(40)], "rejected": ["", *(f"b{n}" for n in range(39))]})
+        pairs = pairs.join(texts if by == "texts" else texts.map(lambda text: [{"role": "user", "content": text}]))
+    found = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"])
+    expected = found.apply(pairs)
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    assert len(found.apply(pd.read_csv(tmp_path / "pairs.csv"))) == len(expected)
+    swapped = pairs.iloc[[1, 0, *range(2, 40)]]
+    with pytest.raises(CurationError, match="2 rows differ from those of the table that was cleaned, in "):
+        found.apply(swapped)
+    with pytest.raises(CurationError, match="had the column"):
+        found.apply(pairs[[]])
+
+
+def test_a_flip_swaps_every_form_of_side_columns_once() -> None:
+    wrong = np.arange(100) % 5 == 0
+    names = ["chosen{}", "{}chosen", "chosen_{}", "{}_chosen", "n_chosen_{}"]
+    columns = {name.format("x"): "c" for name in names}
+    pairs = pd.DataFrame(columns | {name.replace("chosen", "rejected"): "r" for name in columns}, index=range(100))
+    pairs["rejected_s"], pairs["chosen_s"] = np.where(wrong, -2.0, 2.0), 0.0  # named the wrong way round
+    audit = pd.DataFrame({"pair_id": range(100), "better_id": np.where(wrong, "rejected", "chosen")})
+    found = clean_preferences(pairs, audit=audit, chosen_scores=["rejected_s"], rejected_scores=["chosen_s"])
+    made = found.apply(pairs)
+    assert (found.pairs["outcome"] == np.where(wrong, "flipped", "kept")).all()
+    for name in columns:
+        assert (made[name] == np.where(wrong, "r", "c")).all(), name
+    assert (made["rejected_s"] == np.where(wrong, 0.0, 2.0)).all()
+
+
 def test_wanted_pairs_are_unsure_ones_and_some_sure_ones() -> None:
     world = noisy_world(600, 0.8, 0.8)
     found = clean_preferences(world.pairs, world.scores, audit=world.audit(60))
@@ -220,6 +271,37 @@ def test_both_sides_the_same_and_an_empty_table() -> None:
     assert found.loc[0, ["outcome", "reason"]].tolist() == ["dropped", "both sides are one response"]
     empty = clean_preferences(world.pairs[:0], world.scores[:0])
     assert len(empty.pairs) == 0 and str(empty.label_accuracy.before) == "not known"
+
+
+def test_where_no_pair_stays_nothing_is_said_of_the_labels_that_stay() -> None:
+    world = noisy_world(40)
+    pairs = world.pairs.assign(good=[1.0, 1.0, 1.0, -1.0] * 10, bad=0.0, rejected_id=world.pairs["chosen_id"])
+    found = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"])
+    assert (found.pairs["outcome"] == "dropped").all() and found.sensitivity.empty
+    assert str(found.label_accuracy.after) == "not known" != str(found.label_accuracy.before)
+    assert any("is assumed, not measured" in note for note in found.notes)
+    assert not any("nan" in note or "that stay would be right" in note for note in found.notes)
+
+
+def test_infinite_scores_are_counted() -> None:
+    world = noisy_world(40)
+    pairs = world.pairs.assign(good=np.inf, bad=[-np.inf, *[0.0] * 39])
+    notes = clean_preferences(pairs, chosen_scores=["good"], rejected_scores=["bad"]).notes
+    assert "40 scores of the column 'good' are infinite and not used" in notes
+    assert "1 score of the column 'bad' is infinite and not used" in notes
+    scores = world.scores.assign(score=world.scores["score"].where(world.scores.index > 2, -np.inf))
+    assert "3 scores are infinite and not used" in clean_preferences(world.pairs, scores).notes
+
+
+def test_one_label_is_in_the_singular() -> None:
+    for seed in range(13, 60):
+        world = noisy_world(60, 0.95, 0.9, voters=1, seed=seed)
+        notes = clean_preferences(world.pairs, world.scores, audit=world.audit(30)).notes
+        single = [note for note in notes if note.startswith("1 ") and "dropped, not flipped" in note]
+        if single:
+            assert single[0].startswith("1 label is more probably wrong than right")
+            return
+    raise AssertionError("no world has such a label")
 
 
 def test_sources_of_three_pairs_and_many_sources() -> None:

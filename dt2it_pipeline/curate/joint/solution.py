@@ -32,6 +32,7 @@ from dt2it_pipeline.curate.joint.model import (
     fit_joint_model,
 )
 from dt2it_pipeline.curate.joint.sensitivity import NOTED, Assumption, assumption, sensitivity
+from dt2it_pipeline.curate.joint.sums import UNKNOWN
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
 REASONS = (
@@ -158,7 +159,7 @@ class Solution:
         wanted: int, pairs that are worth asking about, best first, then sure ones that are drawn at random.
         gain: float64 [wanted], expected right labels per question; not a number for those drawn at random.
         sensitivity: without an anchor, what follows if annotators are as accurate as `annotator_accuracy`; columns of
-            `joint.sensitivity`.
+            `joint.sensitivity`; no row where no pair stays.
         notes: sentences for the reader.
         assumption: without an anchor, what the estimate assumes of annotators; None: with one, or nothing to go by.
     """
@@ -197,10 +198,12 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
         without = _without_audit(observed, joined, anchors, prices.bound, seed)
         decisions = decide(evidence, anchors, model, prices.bound, seed, without)
     decisions.outcome[observed.same_side] = DROPPED
+    if not (decisions.outcome != DROPPED).any():
+        decisions = replace(decisions, after=UNKNOWN)
     wanted, gain = _wanted(used, evidence, model, decisions, prices)
     table, assumed = pd.DataFrame(), None
     if not anchors.enough:
-        table = sensitivity(evidence, anchors, model, decisions, observed.draw)
+        table = sensitivity(evidence, anchors, model, decisions, observed.draw).dropna(ignore_index=True)
         if decisions.compared and not doubt:
             assumed = assumption(evidence, model, decisions.label_right)
     notes += [doubt] if doubt else _sentences(decisions, anchors, table, assumed)
@@ -346,23 +349,29 @@ def _sentences(decisions: Decisions, anchors: Anchors, table: pd.DataFrame, assu
         )
     if decisions.not_flipped:
         found.append(
-            f"{decisions.not_flipped:,} labels are more probably wrong than right and dropped, not flipped: pairs "
-            "whose better side is known do not show clearly enough that their source has wrong labels, so voters and "
-            "judges may err there instead. More checked pairs of that source, drawn at random, would show it"
+            f"{decisions.not_flipped:,} {'label is' if decisions.not_flipped == 1 else 'labels are'} more probably "
+            "wrong than right and dropped, not flipped: pairs whose better side is known do not show clearly enough "
+            "that their source has wrong labels, so voters and judges may err there instead. More checked pairs of "
+            "that source, drawn at random, would show it"
         )
     if decisions.retained:
         found.append(
             f"{decisions.retained:,} pairs below the bound stay: it cannot be shown that the others would be better "
             "labelled without them"
         )
-    if assumed is not None and len(table):
-        noted = table[table["annotator_accuracy"] == NOTED].iloc[0]
+    if assumed is not None:
+        between = ""
+        for noted in table.to_dict("records"):
+            if noted["annotator_accuracy"] == NOTED:
+                between = (
+                    f" If they preferred the better one in {NOTED:.0%}, between {noted['after_low']:.0%} and "
+                    f"{noted['after_high']:.0%} of the labels that stay would be right, depending on how often they "
+                    "and the label err on the same pair."
+                )
         found.append(
             "the label accuracy is assumed, not measured: the estimate assumes that of two answers, voters and judges "
             f"together prefer the better one in {assumed.annotator_accuracy:.0%} of the pairs, and that where they "
-            f"prefer the other one, {assumed.right_where_they_err:.0%} of the labels are right. If they preferred the "
-            f"better one in {NOTED:.0%}, between {noted['after_low']:.0%} and {noted['after_high']:.0%} of the labels "
-            "that stay would be right, depending on how often they and the label err on the same pair. Fifty pairs "
+            f"prefer the other one, {assumed.right_where_they_err:.0%} of the labels are right.{between} Fifty pairs "
             "that a person checks, drawn at random, would measure both"
         )
     return found

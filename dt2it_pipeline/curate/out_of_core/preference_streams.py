@@ -67,7 +67,7 @@ class PairFile:
             file: a table of pairs.
             needed: columns that decide; those that are not there are left out.
             texts: columns whose lengths will be asked for.
-            named: columns that change sides, beside chosen<x> and rejected<x>.
+            named: columns that change sides, beside those of `swapped_columns`.
         """
         types = _types(file)
         if types is None or any(types[left] != types[right] for left, right in swapped_columns(types, named)):
