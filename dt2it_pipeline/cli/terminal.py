@@ -20,7 +20,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.errors import UserError, naming_missing_engines
 from dt2it_pipeline.observe.logs import configure_logs, wants_json
 from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 
@@ -81,7 +81,8 @@ class Commands(Group):
 @contextlib.contextmanager
 def _errors_in_a_line(debug: bool) -> Iterator[None]:
     try:
-        yield
+        with contextlib.nullcontext() if debug else naming_missing_engines():
+            yield
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
