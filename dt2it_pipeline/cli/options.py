@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -257,3 +258,28 @@ def round_store(home: Path | None, number: int, asset: str = "curated_pairs") ->
             f"it first: `dt2it run round --round {number}`, or name another artifact home with --home"
         )
     return store
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port that is taken is reported before anything else takes time.
+
+    Raises:
+        CommandError: the address or the port cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CommandError(f"--host {host}: {error.strerror or error}") from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(128)
+    except OSError as error:
+        made.close()
+        raise CommandError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another one with --port"
+        ) from error
+    return made

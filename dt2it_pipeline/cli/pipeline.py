@@ -28,6 +28,7 @@ from dt2it_pipeline.cli.options import (
     Home,
     RecipeFile,
     home_folder,
+    listening_socket,
     no_project,
     recipe_in_words,
 )
@@ -158,6 +159,7 @@ def ui(
         )
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
     load_recipe(chosen)  # else the server would start, and show the fault in place of the assets
+    listening_socket(host, port).close()  # else Dagster's daemons would go on without the server
     folder = home_folder(home).absolute()
     note(f"{recipe_in_words(chosen)}, artifact home {folder}")
     environment = _environment(folder, chosen)

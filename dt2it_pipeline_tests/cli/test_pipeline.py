@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.engines.launch.ranks import free_port
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 from dt2it_pipeline_tests.support.processes import wait_until
 
@@ -111,9 +113,10 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     assert "DT2IT_RECIPE=FILE" in line["advice"]
     demo = checkout / "configs/recipes/demo.yaml"
     nobody = f"(the demo's: neither {tmp_path} nor a folder above it is a project)"
-    (note,) = invoke("ui", "--home", "home").stderr.splitlines()
+    port = ("--port", free_port())
+    (note,) = invoke("ui", "--home", "home", *port).stderr.splitlines()
     assert note == f"recipe {demo} {nobody}, artifact home {tmp_path / 'home'}"
-    (note,) = invoke("ui", "--home", "home", "--recipe", "demo").stderr.splitlines()
+    (note,) = invoke("ui", "--home", "home", "--recipe", "demo", *port).stderr.splitlines()
     assert note == f"recipe {demo}, artifact home {tmp_path / 'home'}"
     assert "cannot read recipe" in failing("ui", "--recipe", "none")
     (tmp_path / "empty").mkdir()
@@ -125,7 +128,7 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     monkeypatch.delenv("DT2IT_PROJECT")
     monkeypatch.chdir("mine")
     mine = tmp_path / "mine"
-    (note,) = invoke("ui").stderr.splitlines()
+    (note,) = invoke("ui", *port).stderr.splitlines()
     assert note == f"recipe {mine}/configs/recipes/mine.yaml, artifact home {mine}/data"
     assert json.loads(invoke("check", "--json").stdout)["lines"][0]["text"].endswith(
         f"; {mine}/configs/recipes/mine.yaml"
@@ -164,11 +167,21 @@ def test_a_report_that_is_not_utf8_is_one_line(tmp_path: Path, name: str, option
 def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *call: given.extend(call))
-    dt2it("ui", "--home", tmp_path, "--port", 4000)
+    port = free_port()
+    dt2it("ui", "--home", tmp_path, "--port", port)
     program, command, environment = given
     assert (program, command[1:5]) == (sys.executable, ["-m", "dagster", "dev", "-m"])
-    assert command[-4:] == ["--host", "127.0.0.1", "--port", "4000"]
+    assert command[-4:] == ["--host", "127.0.0.1", "--port", str(port)]
     assert environment["DT2IT_HOME"] == str(tmp_path)
+
+
+def test_ui_on_a_port_that_is_taken_starts_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "execve", lambda *call: pytest.fail("started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = failing("ui", "--home", tmp_path / "home", "--port", port)
+    assert words.startswith(f"cannot listen on 127.0.0.1, port {port}: ") and words.endswith("another one with --port")
+    assert not (tmp_path / "home").exists()
 
 
 def test_ui_listens_on_another_address_only_where_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +191,10 @@ def test_ui_listens_on_another_address_only_where_one_says_so(tmp_path: Path, mo
         assert "has no login" in failing("ui", "--home", tmp_path, "--host", host)
     assert "--host is empty" in failing("ui", "--home", tmp_path, "--host", "", code=2)  # it would be all addresses
     assert given == []
-    dt2it("ui", "--home", tmp_path, "--host", "0.0.0.0", "--without-login")
-    dt2it("ui", "--home", tmp_path, "--host", "::1")
-    assert [command[command.index("--host") + 1] for command in given] == ["0.0.0.0", "::1"]
+    port = ("--port", free_port())
+    dt2it("ui", "--home", tmp_path, "--host", "0.0.0.0", "--without-login", *port)
+    dt2it("ui", "--home", tmp_path, "--host", "127.0.0.2", *port)
+    assert [command[command.index("--host") + 1] for command in given] == ["0.0.0.0", "127.0.0.2"]
 
 
 def test_a_job_that_cannot_be_run_is_said_before_anything_starts(started: list[Any], tmp_path: Path) -> None:
