@@ -111,7 +111,7 @@ CHOOSE_RECIPE = (
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
 
 
-_ARTIFACTS = "artifacts"  # folder of all artifacts in a home
+ARTIFACTS = "artifacts"  # folder of all artifacts in a home
 _VERSION = re.compile("[0-9a-f]{32}|[0-9a-f]{40}")  # of an artifact, of a repository of the Hub
 _NAMED = re.compile(r"([^=/\\:]+)=(.+)")
 
@@ -151,8 +151,8 @@ def _name_of(model: str) -> str:
         return parts[-1] or model
     if parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]
-    above = parts[-4:-1] if _ARTIFACTS in parts[-4:-1] else parts[-2:-1]
-    return "/".join(above[above.index(_ARTIFACTS) + 1 :] if _ARTIFACTS in above else above) or parts[-1]
+    above = parts[-4:-1] if ARTIFACTS in parts[-4:-1] else parts[-2:-1]
+    return "/".join(above[above.index(ARTIFACTS) + 1 :] if ARTIFACTS in above else above) or parts[-1]
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, str]:

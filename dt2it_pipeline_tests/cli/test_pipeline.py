@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterInstance
 
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
@@ -98,7 +99,7 @@ def test_a_run_names_its_recipe_and_home_and_starts_nothing_where_no_recipe_is_c
     assert len(started) == 3
 
 
-def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_takes(
+def test_without_a_chosen_recipe_check_is_an_error_and_so_is_ui_unless_something_was_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
@@ -114,6 +115,9 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     demo = checkout / "configs/recipes/demo.yaml"
     nobody = f"(the demo's: neither {tmp_path} nor a folder above it is a project)"
     port = ("--port", free_port())
+    assert failing("ui", "--home", "home", *port).startswith(f"no recipe is chosen: neither {tmp_path} ")
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "home/artifacts").mkdir(parents=True)  # as of `dt2it demo`
     (note,) = invoke("ui", "--home", "home", *port).stderr.splitlines()
     assert note == f"recipe {demo} {nobody}, artifact home {tmp_path / 'home'}"
     (note,) = invoke("ui", "--home", "home", "--recipe", "demo", *port).stderr.splitlines()
@@ -162,6 +166,30 @@ def test_a_project_stands_for_its_artifact_home_in_a_report(tmp_path: Path) -> N
 def test_a_report_that_is_not_utf8_is_one_line(tmp_path: Path, name: str, options: list[str]) -> None:
     (tmp_path / name).write_bytes(b"# the r\xe9port\n")
     assert failing("report", tmp_path, *options).startswith(f"{tmp_path / name} is damaged: it is not UTF-8 (")
+
+
+def test_outside_a_project_dagster_has_the_settings_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *call: given.append(call[2]))
+    for name in ("DAGSTER_HOME", "DAGSTER_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    command = ("ui", "--recipe", "demo", "--home", "home", "--port", free_port())
+    dt2it(*command)
+    for name in ("DAGSTER_HOME", "DT2IT_HOME"):
+        assert given[0][name] == str(tmp_path / "home")
+        monkeypatch.setenv(name, given[0][name])
+    with DagsterInstance.get() as instance:
+        assert not instance.telemetry_enabled
+        assert instance.get_settings("concurrency")["pools"] == {"default_limit": 1, "granularity": "op"}
+    (tmp_path / "home/dagster.yaml").write_text("telemetry: {enabled: true}\n")
+    dt2it(*command)
+    assert (tmp_path / "home/dagster.yaml").read_text() == "telemetry: {enabled: true}\n"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    dt2it(*command)
+    assert given[2]["DAGSTER_HOME"] == str(tmp_path) and not (tmp_path / "dagster.yaml").exists()
+    assert ["DAGSTER_DISABLE_TELEMETRY" in each for each in given] == [False, False, True]
 
 
 def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
