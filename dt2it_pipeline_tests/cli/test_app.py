@@ -126,6 +126,11 @@ def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
     assert failing("trian", code=2).startswith("No such command 'trian'")
     assert failing("style", "file", "--colour", "red", code=2).endswith("dt2it style --help shows how it is called")
     assert failing("--colour", code=2).startswith("No such option: --colour")
+    for given, meant in (("--keep", "--keep-probability"), ("--accuracy", "--label-accuracy"), ("--outpt", "--output")):
+        message = failing("clean", "file", given, "0.8", code=2)
+        assert message.splitlines()[0] == f"No such option: {given} (Possible options: {meant})"
+    for option in ("--label-accuracy", "--keep-probability"):
+        assert "(a share: 80% is 0.8)" in failing("clean", "file", "--output", "out", option, "80", code=2)
     assert failing("run", "constructs", code=2).startswith("Invalid value for 'JOB'")
     assert failing("run", code=2).startswith("Missing argument 'JOB'")
 
