@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dt2it_pipeline.errors import naming_missing_engines
+
 if TYPE_CHECKING:
     from dt2it_pipeline.config.recipe import load_recipe
     from dt2it_pipeline.curate.preferences import clean_preferences
@@ -54,10 +56,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported from its home."""
+    """A public name, imported from its home. Raises NotInstalledError where that needs an engine that is missing."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    with naming_missing_engines():
+        found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return found
 
 

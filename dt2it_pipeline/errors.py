@@ -9,7 +9,15 @@ A message says what happened, where, and what to do.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
+
+# What the extras `cpu` and `gpu` bring, by the names under which it is imported.
+_ENGINES = frozenset(
+    {"accelerate", "deepspeed", "peft", "safetensors", "tensorboard", "tokenizers", "torch", "transformers", "vllm"}
+)
+INSTALL_ENGINES = "pip install 'dt2it-pipeline[gpu]' (or [cpu])"
 
 
 class Dt2itError(Exception):
@@ -46,3 +54,31 @@ class RowError(Dt2itError, ValueError):
 
 class WorkerError(Dt2itError, RuntimeError):
     """Another process failed; the message names it and says why."""
+
+
+class NotInstalledError(UserError, ImportError):
+    """A command or a name needs an engine that is not installed; the message has the command that installs it."""
+
+    help_page: ClassVar[str] = "troubleshooting#engine"
+
+
+@contextlib.contextmanager
+def naming_missing_engines() -> Iterator[None]:
+    """Report an engine that cannot be imported in the block because it is not installed.
+
+    Raises:
+        NotInstalledError: torch, transformers, vLLM or another package of the extras `cpu` and `gpu` is missing.
+
+    >>> with naming_missing_engines():
+    ...     raise ModuleNotFoundError("No module named 'vllm.v1'", name="vllm.v1")
+    Traceback (most recent call last):
+    ...
+    dt2it_pipeline.errors.NotInstalledError: not installed: vllm -> pip install 'dt2it-pipeline[gpu]' (or [cpu])
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _ENGINES:
+            raise
+        raise NotInstalledError(f"not installed: {missing} -> {INSTALL_ENGINES}") from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import doctest
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import dt2it_pipeline
+from dt2it_pipeline_tests.support.small_install import run_without_engines
 
 
 def test_importing_the_package_loads_no_stage() -> None:
@@ -38,6 +40,22 @@ def test_every_public_name_is_listed_and_others_are_not_there() -> None:
     assert set(dt2it_pipeline.__all__) <= set(dir(dt2it_pipeline))
     with pytest.raises(AttributeError, match="no attribute 'load_recipes'"):
         dt2it_pipeline.load_recipes  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from dt2it_pipeline import RewardModel",
+        "from dt2it_pipeline.reward import RewardModel",
+        "from dt2it_pipeline import RewardEnsemble; RewardEnsemble.from_pretrained(['one', 'two'])",
+    ],
+)
+def test_a_name_whose_engine_is_not_installed_says_what_installs_it(code: str, tmp_path: Path) -> None:
+    done = run_without_engines(code, tmp_path)
+    last = (
+        "dt2it_pipeline.errors.NotInstalledError: not installed: torch -> pip install 'dt2it-pipeline[gpu]' (or [cpu])"
+    )
+    assert done.stderr.splitlines()[-1] == last
 
 
 @pytest.mark.parametrize("name", dt2it_pipeline.__all__)

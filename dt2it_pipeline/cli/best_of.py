@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -96,7 +95,12 @@ def best_of(
     from dt2it_pipeline.evaluate.best_of import files
     from dt2it_pipeline.evaluate.best_of.curve import CurveError
     from dt2it_pipeline.reward.ensemble_scores import calibrated_scales
-    from dt2it_pipeline.reward.scoring.response_scores import given_responses, replaced_keys, score_responses
+    from dt2it_pipeline.reward.scoring.response_scores import (
+        given_responses,
+        replaced_keys,
+        score_responses,
+        scoring_work,
+    )
     from dt2it_pipeline.reward.too_long import left_out
 
     models = named_models(model, taken=("oracle",))
@@ -120,41 +124,44 @@ def best_of(
     if curve is not None and curve.exists() and not curve.is_dir():
         raise typer.BadParameter(f"--curve {curve} is a file; name a folder")
     scales = None if ensemble is None else calibrated_scales(list(models.values()))
-    work = output.with_name(f"{output.name}.work")
     folder = media or responses.absolute().parent
-    if sample is not None:
-        responses = _sampled(
-            sample, responses, folder, work, output, answers, (temperature, top_p, max_new_tokens), seed, columns
-        )
     settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
-    given = given_responses(responses, prompts, folder, work, columns)
-    quality, faults = files.qualities(given.file)
-    if curve is not None and quality is None:
-        raise files.BestOfError(
-            f"{responses}: no row has `quality` or `truth`, a list with one number per response, which --curve needs"
-        )
-    found = {}
-    for name, source in models.items():
-        with progress(f"scoring with {name}") as report:
-            scored = score_responses(source, given, work, settings=settings, system_prompt=system_prompt, report=report)
-        found[name] = scored.by_id()
-        if lost := left_out(scored.quarantine):
-            note(f"{name}: {lost.in_words(int(scored.summary['responses']), 'responses', '--max-length', max_length)}")
-    made = files.scored_answers(given, found)
-    spread = None
-    if ensemble is not None:
-        made, spread = files.with_ensemble(made, ensemble, scales)
-    choosers = [list(made.scores)[-1]] if ensemble is not None else list(models)
-    files.write_choices(made, choosers, output, given.file)
-    measured = None
-    if quality is not None:
-        try:
-            measured = _curve(made, quality, curve, up_to, seed)
-        except CurveError as error:
-            if curve is not None:
-                raise
-            note(f"no curve: {error}")
-    shutil.rmtree(work)
+    with scoring_work(output) as work:
+        if sample is not None:
+            responses = _sampled(
+                sample, responses, folder, work, output, answers, (temperature, top_p, max_new_tokens), seed, columns
+            )
+        given = given_responses(responses, prompts, folder, work, columns)
+        quality, faults = files.qualities(given.file)
+        if curve is not None and quality is None:
+            raise files.BestOfError(
+                f"{responses}: no row has `quality` or `truth`, a list with one number per response, which --curve "
+                "needs"
+            )
+        found = {}
+        for name, source in models.items():
+            with progress(f"scoring with {name}") as report:
+                scored = score_responses(
+                    source, given, work, settings=settings, system_prompt=system_prompt, report=report
+                )
+            found[name] = scored.by_id()
+            if lost := left_out(scored.quarantine):
+                total = int(scored.summary["responses"])
+                note(f"{name}: {lost.in_words(total, 'responses', '--max-length', max_length)}")
+        made = files.scored_answers(given, found)
+        spread = None
+        if ensemble is not None:
+            made, spread = files.with_ensemble(made, ensemble, scales)
+        choosers = [list(made.scores)[-1]] if ensemble is not None else list(models)
+        files.write_choices(made, choosers, output, given.file)
+        measured = None
+        if quality is not None:
+            try:
+                measured = _curve(made, quality, curve, up_to, seed)
+            except CurveError as error:
+                if curve is not None:
+                    raise
+                note(f"no curve: {error}")
     if given.file is not None and (replaced := replaced_keys(given.file, output, "scores", "best")):
         note(replaced)
     for number, (reason, detail) in made.faults.items():

@@ -92,7 +92,9 @@ def clean(
     ] = None,
     label_accuracy: Annotated[
         float | None,
-        typer.Option(metavar="P", help="joint: accuracy of the given labels, where it is known from elsewhere."),
+        typer.Option(
+            metavar="P", min=0, max=1, help="joint: accuracy of the given labels, where it is known from elsewhere."
+        ),
     ] = None,
     wrong_label_cost: Annotated[
         float | None,
@@ -236,8 +238,6 @@ def _clean_jointly(
             f"before, {row.accuracy_after:.0%} after (between {row.after_low:.0%} and {row.after_high:.0%})"
             for row in cleaned.sensitivity.itertuples()
         ]
-    for sentence in cleaned.notes:
-        note(sentence)
     summary = {
         "output": str(output),
         "policy": "joint",
@@ -250,6 +250,8 @@ def _clean_jointly(
         "notes": [*warnings, *cleaned.notes],
     }
     show(summary, lines, as_json=as_json)
+    for sentence in cleaned.notes:  # behind the result, which on a terminal begins with whether anything was decided
+        note(sentence)
 
 
 def _assumed(assumption: Assumption | None) -> dict[str, float] | None:

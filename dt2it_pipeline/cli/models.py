@@ -236,6 +236,7 @@ def score(
         given_responses,
         replaced_keys,
         score_responses,
+        scoring_work,
         write_scores,
     )
     from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
@@ -257,33 +258,32 @@ def score(
         engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels),
         tokens_per_batch=tokens_per_batch or ScoringSettings.model_fields["tokens_per_batch"].default,
     )  # fmt: skip
-    work = output.with_name(f"{output.name}.work")
-    given = given_responses(responses, prompts, media, work, columns)
-    found, sizes = {}, {}
-    for name, source in models.items():
-        with progress("scoring" if len(models) == 1 else f"scoring with {name}") as report:
-            found[name] = score_responses(
-                source, given, work, settings=settings, system_prompt=system_prompt, report=report
-            )
-        label = "" if len(models) == 1 else f"{name}: "
-        if lost := left_out(found[name].quarantine):
-            total = int(found[name].summary["responses"])
-            note(label + lost.in_words(total, "responses", "--max-length", max_length))
-        sizes[name] = label + image_size_line(found[name].summary)
-    first = next(iter(found.values()))
-    made = None
-    if len(models) > 1:
-        by_model = {name: scores.by_id() for name, scores in found.items()}
-        made = several_scores(given.names_and_ids()[1], by_model, ensemble or "mean", scales)
-        faults, counts = write_several(given, found, made, output)
-    elif given.file is None:
-        write_parquet(first.table, output)
-        reasons = first.faults().items()
-        faults = [f"{name}: {reason} ({detail})" for name, (reason, detail) in reasons if reason != TOO_LONG]
-        counts = {"responses": first.summary["responses"], "scored": first.summary["scored"]}
-    else:
-        faults, counts = write_scores(given.file, first, output)
-    shutil.rmtree(work)
+    with scoring_work(output) as work:
+        given = given_responses(responses, prompts, media, work, columns)
+        found, sizes = {}, {}
+        for name, source in models.items():
+            with progress("scoring" if len(models) == 1 else f"scoring with {name}") as report:
+                found[name] = score_responses(
+                    source, given, work, settings=settings, system_prompt=system_prompt, report=report
+                )
+            label = "" if len(models) == 1 else f"{name}: "
+            if lost := left_out(found[name].quarantine):
+                total = int(found[name].summary["responses"])
+                note(label + lost.in_words(total, "responses", "--max-length", max_length))
+            sizes[name] = label + image_size_line(found[name].summary)
+        first = next(iter(found.values()))
+        made = None
+        if len(models) > 1:
+            by_model = {name: scores.by_id() for name, scores in found.items()}
+            made = several_scores(given.names_and_ids()[1], by_model, ensemble or "mean", scales)
+            faults, counts = write_several(given, found, made, output)
+        elif given.file is None:
+            write_parquet(first.table, output)
+            reasons = first.faults().items()
+            faults = [f"{name}: {reason} ({detail})" for name, (reason, detail) in reasons if reason != TOO_LONG]
+            counts = {"responses": first.summary["responses"], "scored": first.summary["scored"]}
+        else:
+            faults, counts = write_scores(given.file, first, output)
     written = ("scores",) if made is None else ("scores", "spread", "scores_by_model")
     if given.file is not None and (replaced := replaced_keys(given.file, output, *written, sides=True)):
         note(replaced)

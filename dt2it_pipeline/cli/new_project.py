@@ -72,7 +72,7 @@ def write_project(
     texts: dict[str, str] = {
         _RECIPE_SCHEMA: _json(recipe_schema()),
         _MANIFEST_SCHEMA: _json(Manifest.model_json_schema()),
-        "dagster.yaml": (_POSTGRES if postgres else _SQLITE) + "\n" + _DAGSTER,
+        "dagster.yaml": f"{_POSTGRES}\n{_DAGSTER}" if postgres else DAGSTER_YAML,
         "workspace.yaml": _WORKSPACE,
         ".env": _ENV,
         ".gitignore": _GITIGNORE,
@@ -341,3 +341,5 @@ telemetry:
 nux:
   enabled: false
 """
+
+DAGSTER_YAML = f"{_SQLITE}\n{_DAGSTER}"  # of a project of one person

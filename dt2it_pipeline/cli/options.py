@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -110,7 +111,7 @@ CHOOSE_RECIPE = (
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
 
 
-_ARTIFACTS = "artifacts"  # folder of all artifacts in a home
+ARTIFACTS = "artifacts"  # folder of all artifacts in a home
 _VERSION = re.compile("[0-9a-f]{32}|[0-9a-f]{40}")  # of an artifact, of a repository of the Hub
 _NAMED = re.compile(r"([^=/\\:]+)=(.+)")
 
@@ -150,8 +151,8 @@ def _name_of(model: str) -> str:
         return parts[-1] or model
     if parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]
-    above = parts[-4:-1] if _ARTIFACTS in parts[-4:-1] else parts[-2:-1]
-    return "/".join(above[above.index(_ARTIFACTS) + 1 :] if _ARTIFACTS in above else above) or parts[-1]
+    above = parts[-4:-1] if ARTIFACTS in parts[-4:-1] else parts[-2:-1]
+    return "/".join(above[above.index(ARTIFACTS) + 1 :] if ARTIFACTS in above else above) or parts[-1]
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, str]:
@@ -257,3 +258,28 @@ def round_store(home: Path | None, number: int, asset: str = "curated_pairs") ->
             f"it first: `dt2it run round --round {number}`, or name another artifact home with --home"
         )
     return store
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port that is taken is reported before anything else takes time.
+
+    Raises:
+        CommandError: the address or the port cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CommandError(f"--host {host}: {error.strerror or error}") from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(128)
+    except OSError as error:
+        made.close()
+        raise CommandError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another one with --port"
+        ) from error
+    return made

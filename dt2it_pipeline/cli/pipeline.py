@@ -24,10 +24,12 @@ import typer
 import yaml
 
 from dt2it_pipeline.cli.options import (
+    ARTIFACTS,
     CHOOSE_RECIPE,
     Home,
     RecipeFile,
     home_folder,
+    listening_socket,
     no_project,
     recipe_in_words,
 )
@@ -159,6 +161,9 @@ def ui(
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
     load_recipe(chosen)  # else the server would start, and show the fault in place of the assets
     folder = home_folder(home).absolute()
+    if not (folder / ARTIFACTS).is_dir():  # else somebody wants to see what `dt2it demo` has made here
+        _require_choice(chosen)
+    listening_socket(host, port).close()  # else Dagster's daemons would go on without the server
     note(f"{recipe_in_words(chosen)}, artifact home {folder}")
     environment = _environment(folder, chosen)
     command = [sys.executable, "-m", "dagster", "dev", "-m", _DEFINITIONS, "--host", host, "--port", str(port)]
@@ -176,19 +181,29 @@ def _require_choice(recipe: Path | None) -> None:
 def _environment(home: Path, recipe: Path | None) -> dict[str, str]:
     """Variables of a run: which recipe, which artifact home, and where Dagster's settings lie.
 
+    Where no project has these, the home gets those of a project: Dagster's own would send telemetry, and let several
+    steps take the GPU.
+
     Raises:
         RunRecordsError: a database of Dagster's in the home cannot be used.
     """
+    from dt2it_pipeline.cli.new_project import DAGSTER_YAML
+    from dt2it_pipeline.storage.atomic import replace_text
     from dt2it_pipeline.storage.home.run_records import require_usable
 
     home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)
+    if _dagster_home(home) == home and not (home / "dagster.yaml").exists():
+        replace_text(home / "dagster.yaml", DAGSTER_YAML)
     environment = dict(os.environ) | {"DT2IT_HOME": str(home)}
     if recipe is not None:
         environment["DT2IT_RECIPE"] = str(recipe)
     environment["DAGSTER_HOME"] = str(_dagster_home(home))
+    settings = Path(environment["DAGSTER_HOME"]) / "dagster.yaml"
+    if not settings.is_file():  # of a folder that DAGSTER_HOME names
+        environment.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
     require_usable(home)
-    _require_storage(Path(environment["DAGSTER_HOME"]) / "dagster.yaml", environment)
+    _require_storage(settings, environment)
     environment.setdefault("PYTHONWARNINGS", _WARNINGS)
     # Every stage starts programs of its own. Where Python may not keep what it compiles, each of them would compile
     # torch, transformers and vLLM anew: 12 s of processor time a start.

@@ -11,7 +11,15 @@ from typing import Annotated
 
 import typer
 
-from dt2it_pipeline.cli.options import ChosenColumn, Home, MediaRoot, RejectedColumn, home_folder, round_store
+from dt2it_pipeline.cli.options import (
+    ChosenColumn,
+    Home,
+    MediaRoot,
+    RejectedColumn,
+    home_folder,
+    listening_socket,
+    round_store,
+)
 from dt2it_pipeline.cli.terminal import CommandError, note
 
 
@@ -101,7 +109,7 @@ def serve(
     if pairs is not None and home is not None:
         raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
     token = _token(token_env, needed=not is_loopback(host))
-    listening = _listening(host, port)
+    listening = listening_socket(host, port)
     with contextlib.closing(listening):
         if pairs is not None:
             note(f"reading {pairs}")
@@ -139,24 +147,3 @@ def _token(variable: str | None, *, needed: bool) -> str | None:
             '`python -c "import secrets; print(secrets.token_urlsafe(24))"` prints'
         )
     return token
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens: a port that is taken is reported before a large table is read."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        made = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise CommandError(f"--host {host}: {error.strerror or error}") from error
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
-    except OSError as error:
-        made.close()
-        raise CommandError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another one with --port"
-        ) from error
-    return made

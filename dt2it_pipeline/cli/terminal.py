@@ -13,14 +13,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.errors import UserError, naming_missing_engines
 from dt2it_pipeline.observe.logs import configure_logs, wants_json
 from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 
@@ -28,6 +28,7 @@ _logger = logging.getLogger(__name__)
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer exports its subclass alone
 # As typer words it; the first words are pydantic's.
 _WRONG_CHOICE = re.compile(r"""(?:Value error, )?(?P<given>'[^']*'|"[^"]*") is not one of (?P<choices>'.*')\.?$""")
+_SHARE = re.compile(r"less than or equal to (?:1|0\.\d+)$")
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -85,10 +86,13 @@ class Commands(Group):
 @contextlib.contextmanager
 def _errors_in_a_line(debug: bool) -> Iterator[None]:
     try:
-        yield
+        with contextlib.nullcontext() if debug else naming_missing_engines():
+            yield
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
+        if hasattr(error, "possibilities") and error.ctx is not None:  # of an option that there is not
+            error.possibilities = _near(error.option_name, [o for each in error.ctx.command.params for o in each.opts])
         _print_error(_with_suggestion(error.format_message()))
         if error.ctx is not None:
             typer.echo(f"{error.ctx.command_path} --help shows how it is called", err=True)
@@ -110,15 +114,27 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _near(given: str, options: Sequence[str]) -> list[str]:
+    """Options that begin with what was given, else those that contain it, else those that are spelt like it.
+
+    >>> options = ("--keep-probability", "--label-accuracy", "--seed")
+    >>> _near("--keep", options), _near("--accuracy", options), _near("--sead", options)
+    (['--keep-probability'], ['--label-accuracy'], ['--seed'])
+    """
+    starting = [option for option in options if option.startswith(given)]
+    containing = [option for option in options if given.startswith("--") and given[2:] in option]
+    return starting or containing or difflib.get_close_matches(given, options)
+
+
 def _with_suggestion(message: str) -> str:
-    """The message about a wrong choice with the nearest right one.
+    """The message about a wrong choice with the nearest right one; about a share above 1, with how it is written.
 
     >>> _with_suggestion("Invalid value for 'JOB': Value error, 'rond' is not one of 'construct', 'round'.")
     "Invalid value for 'JOB': 'rond' is not one of 'construct', 'round'; did you mean 'round'?"
     """
     found = _WRONG_CHOICE.search(message)
     if found is None:
-        return message
+        return f"{message} (a share: 80% is 0.8)" if _SHARE.search(message) else message
     plain = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", found["choices"])}
     close = difflib.get_close_matches(found["given"][1:-1].lower(), plain, n=1)
     end = f"; did you mean {plain[close[0]]!r}?" if close else "."

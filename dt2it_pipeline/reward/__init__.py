@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dt2it_pipeline.errors import naming_missing_engines
+
 if TYPE_CHECKING:
     from dt2it_pipeline.reward.reward_model import RewardModel
 
@@ -18,7 +20,8 @@ __all__ = ["RewardModel"]
 def __getattr__(name: str) -> Any:
     """Import RewardModel when it is first asked for; importing this package must not load torch."""
     if name == "RewardModel":
-        from dt2it_pipeline.reward.reward_model import RewardModel
+        with naming_missing_engines():
+            from dt2it_pipeline.reward.reward_model import RewardModel
 
         return RewardModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

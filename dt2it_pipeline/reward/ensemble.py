@@ -140,7 +140,7 @@ class RewardEnsemble:
         **options: Any,
     ) -> Self:
         """Load several checkpoints; `options` are those of `RewardModel.from_pretrained`."""
-        from dt2it_pipeline.reward.reward_model import RewardModel
+        from dt2it_pipeline.reward import RewardModel
 
         return cls([RewardModel.from_pretrained(path, **options) for path in paths], rule, scales)
 

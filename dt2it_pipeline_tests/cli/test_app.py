@@ -17,6 +17,7 @@ from dt2it_pipeline.cli import app, main, terminal
 from dt2it_pipeline.cli.options import named_models
 from dt2it_pipeline.config.recipe import RecipeError
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
+from dt2it_pipeline_tests.support.small_install import run_without_engines
 
 COMMANDS = {
     "demo", "run", "ui", "train", "score", "serve", "convert", "benchmark", "style", "clean", "outcomes", "export",
@@ -101,10 +102,35 @@ def test_the_version_is_that_of_the_package() -> None:
     assert dt2it("--version") == f"dt2it {version('dt2it-pipeline')}\n"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "score lines.jsonl --model model --output out.jsonl",
+        "best-of lines.jsonl --model model --output out.jsonl",
+        "best-of lines.jsonl --model model --output out.jsonl --sample demo",
+        "serve model",
+        "convert model out",
+    ],
+)
+def test_a_command_whose_engine_is_not_installed_says_what_installs_it(call: str, tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "a", "responses": ["x", "y"]}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    code = f"sys.argv = ['dt2it', *{call.split()}]\nfrom dt2it_pipeline.cli import main\nmain()"
+    done = run_without_engines(code, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: not installed: torch -> pip install 'dt2it-pipeline[gpu]' (or [cpu])"]
+
+
 def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
     assert failing("trian", code=2).startswith("No such command 'trian'")
     assert failing("style", "file", "--colour", "red", code=2).endswith("dt2it style --help shows how it is called")
     assert failing("--colour", code=2).startswith("No such option: --colour")
+    for given, meant in (("--keep", "--keep-probability"), ("--accuracy", "--label-accuracy"), ("--outpt", "--output")):
+        message = failing("clean", "file", given, "0.8", code=2)
+        assert message.splitlines()[0] == f"No such option: {given} (Possible options: {meant})"
+    for option in ("--label-accuracy", "--keep-probability"):
+        assert "(a share: 80% is 0.8)" in failing("clean", "file", "--output", "out", option, "80", code=2)
     assert failing("run", "constructs", code=2).startswith("Invalid value for 'JOB'")
     assert failing("run", code=2).startswith("Missing argument 'JOB'")
 

@@ -79,6 +79,9 @@ def test_without_evidence_the_terminal_says_which_options_would_help(world: Nois
     assert json.loads(dt2it(*alone, "--json"))["notes"][0] == first
     world.scores.assign(score=1.0).to_parquet("none.parquet")
     assert dt2it(*alone, "--scores", "none.parquet").startswith(f"{nothing}no score and no verdict can be used\n")
+    for call in (alone, [*alone, "--scores", "none.parquet"]):
+        shown = invoke(*call).output  # as on a terminal: both streams
+        assert shown.startswith(nothing) and "all labels stay as they are" in shown.splitlines()[-1]
     for decided in (GIVEN, [*alone, "--audit", "audit.csv"]):
         assert nothing not in invoke(*decided).output
 

@@ -335,3 +335,21 @@ def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: 
     (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a"]}\n')
     call[3] = "/nowhere"
     assert failing(*call).startswith("there is no model folder /nowhere")
+    call[3] = "demo"
+    assert "The model `demo` of recipes is a base model" in failing(*call)
+
+
+@pytest.mark.parametrize("command", ["score", "best-of"])
+def test_a_work_folder_stays_after_an_error_only_with_scores_in_it(
+    world: dict[str, Any], tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a", "b"]}\n')
+    work = tmp_path / "out.jsonl.work"
+    call = [command, tmp_path / "r.jsonl", "--ensemble", "mean", "--output", tmp_path / "out.jsonl"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{}")
+    for wrong in ("nowhere", "broken"):
+        failing(*call[:2], *call[4:], "--model", tmp_path / wrong)
+        assert not work.exists()
+    failing(*call, "--model", world["checkpoint"], "--model", tmp_path / "nowhere")
+    assert list(work.glob("*/shard-*.parquet"))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterInstance
 
 from dt2it_pipeline.cli import pipeline
 from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.engines.launch.ranks import free_port
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 from dt2it_pipeline_tests.support.processes import wait_until
 
@@ -96,7 +99,7 @@ def test_a_run_names_its_recipe_and_home_and_starts_nothing_where_no_recipe_is_c
     assert len(started) == 3
 
 
-def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_takes(
+def test_without_a_chosen_recipe_check_is_an_error_and_so_is_ui_unless_something_was_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
@@ -111,9 +114,13 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     assert "DT2IT_RECIPE=FILE" in line["advice"]
     demo = checkout / "configs/recipes/demo.yaml"
     nobody = f"(the demo's: neither {tmp_path} nor a folder above it is a project)"
-    (note,) = invoke("ui", "--home", "home").stderr.splitlines()
+    port = ("--port", free_port())
+    assert failing("ui", "--home", "home", *port).startswith(f"no recipe is chosen: neither {tmp_path} ")
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "home/artifacts").mkdir(parents=True)  # as of `dt2it demo`
+    (note,) = invoke("ui", "--home", "home", *port).stderr.splitlines()
     assert note == f"recipe {demo} {nobody}, artifact home {tmp_path / 'home'}"
-    (note,) = invoke("ui", "--home", "home", "--recipe", "demo").stderr.splitlines()
+    (note,) = invoke("ui", "--home", "home", "--recipe", "demo", *port).stderr.splitlines()
     assert note == f"recipe {demo}, artifact home {tmp_path / 'home'}"
     assert "cannot read recipe" in failing("ui", "--recipe", "none")
     (tmp_path / "empty").mkdir()
@@ -125,7 +132,7 @@ def test_without_a_chosen_recipe_the_check_is_an_error_and_the_ui_says_whose_it_
     monkeypatch.delenv("DT2IT_PROJECT")
     monkeypatch.chdir("mine")
     mine = tmp_path / "mine"
-    (note,) = invoke("ui").stderr.splitlines()
+    (note,) = invoke("ui", *port).stderr.splitlines()
     assert note == f"recipe {mine}/configs/recipes/mine.yaml, artifact home {mine}/data"
     assert json.loads(invoke("check", "--json").stdout)["lines"][0]["text"].endswith(
         f"; {mine}/configs/recipes/mine.yaml"
@@ -161,14 +168,48 @@ def test_a_report_that_is_not_utf8_is_one_line(tmp_path: Path, name: str, option
     assert failing("report", tmp_path, *options).startswith(f"{tmp_path / name} is damaged: it is not UTF-8 (")
 
 
+def test_outside_a_project_dagster_has_the_settings_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *call: given.append(call[2]))
+    for name in ("DAGSTER_HOME", "DAGSTER_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    command = ("ui", "--recipe", "demo", "--home", "home", "--port", free_port())
+    dt2it(*command)
+    for name in ("DAGSTER_HOME", "DT2IT_HOME"):
+        assert given[0][name] == str(tmp_path / "home")
+        monkeypatch.setenv(name, given[0][name])
+    with DagsterInstance.get() as instance:
+        assert not instance.telemetry_enabled
+        assert instance.get_settings("concurrency")["pools"] == {"default_limit": 1, "granularity": "op"}
+    (tmp_path / "home/dagster.yaml").write_text("telemetry: {enabled: true}\n")
+    dt2it(*command)
+    assert (tmp_path / "home/dagster.yaml").read_text() == "telemetry: {enabled: true}\n"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    dt2it(*command)
+    assert given[2]["DAGSTER_HOME"] == str(tmp_path) and not (tmp_path / "dagster.yaml").exists()
+    assert ["DAGSTER_DISABLE_TELEMETRY" in each for each in given] == [False, False, True]
+
+
 def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *call: given.extend(call))
-    dt2it("ui", "--home", tmp_path, "--port", 4000)
+    port = free_port()
+    dt2it("ui", "--home", tmp_path, "--port", port)
     program, command, environment = given
     assert (program, command[1:5]) == (sys.executable, ["-m", "dagster", "dev", "-m"])
-    assert command[-4:] == ["--host", "127.0.0.1", "--port", "4000"]
+    assert command[-4:] == ["--host", "127.0.0.1", "--port", str(port)]
     assert environment["DT2IT_HOME"] == str(tmp_path)
+
+
+def test_ui_on_a_port_that_is_taken_starts_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "execve", lambda *call: pytest.fail("started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = failing("ui", "--home", tmp_path / "home", "--port", port)
+    assert words.startswith(f"cannot listen on 127.0.0.1, port {port}: ") and words.endswith("another one with --port")
+    assert not (tmp_path / "home").exists()
 
 
 def test_ui_listens_on_another_address_only_where_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +219,10 @@ def test_ui_listens_on_another_address_only_where_one_says_so(tmp_path: Path, mo
         assert "has no login" in failing("ui", "--home", tmp_path, "--host", host)
     assert "--host is empty" in failing("ui", "--home", tmp_path, "--host", "", code=2)  # it would be all addresses
     assert given == []
-    dt2it("ui", "--home", tmp_path, "--host", "0.0.0.0", "--without-login")
-    dt2it("ui", "--home", tmp_path, "--host", "::1")
-    assert [command[command.index("--host") + 1] for command in given] == ["0.0.0.0", "::1"]
+    port = ("--port", free_port())
+    dt2it("ui", "--home", tmp_path, "--host", "0.0.0.0", "--without-login", *port)
+    dt2it("ui", "--home", tmp_path, "--host", "127.0.0.2", *port)
+    assert [command[command.index("--host") + 1] for command in given] == ["0.0.0.0", "127.0.0.2"]
 
 
 def test_a_job_that_cannot_be_run_is_said_before_anything_starts(started: list[Any], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_labels_probabilities_and_margins_are_those_of_the_given_sides(
     rows = rows_of(result, tmp_path)
     assert [row["pair_id"] for row in rows] == result.pairs["pair_id"].tolist()
     flipped = [row for row in rows if row["outcome"] == "flipped"]
-    assert {row["pair_id"] for row in flipped} == {f"p{n}" for n in range(0, CHECKED, 6)}
+    assert {row["pair_id"] for row in flipped} == {f"p{n}" for n in range(0, COUNT, 6)}
     for row, probability in zip(rows, result.pairs["probability"], strict=True):
         number = row["pair_id"][1:]
         turned = row["outcome"] == "flipped"

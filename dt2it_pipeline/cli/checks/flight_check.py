@@ -25,6 +25,7 @@ from dt2it_pipeline.config.sections.judging import (
     ReferenceJudgeSettings,
     WordsCheckSettings,
 )
+from dt2it_pipeline.errors import INSTALL_ENGINES
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry
 from dt2it_pipeline.ingest.first_rows import SourceError, look_at_source
 from dt2it_pipeline.ingest.landing import landed_manifests
@@ -116,7 +117,7 @@ def _engines(recipe: Recipe) -> Iterator[Line]:
     needed |= {"mlflow"} if recipe.training.mlflow_experiment is not None else set()
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
-        advice = "pip install 'dt2it-pipeline[gpu]' (or [cpu]; [demo] brings easy_vqa, [ray] ray)"
+        advice = f"{INSTALL_ENGINES}; [demo] brings easy_vqa, [ray] ray"
         yield Line("error", "engines", f"not installed: {', '.join(missing)}", advice, {"missing": missing})
     else:
         yield Line("ok", "engines", f"installed: {', '.join(sorted(needed))}")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import is_hub_id
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.reward.families import FAMILIES, Family
@@ -55,7 +56,10 @@ def resolve_folder(path: str | Path) -> Path:
         return folder
     seen = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
     if not is_hub_id(str(path)):
-        raise CheckpointError(f"there is no model folder {path}{seen}")
+        more = ""
+        if str(path) == DEMO_BASE_MODEL:
+            more = ". The model `demo` of recipes is a base model, which gives no score: `dt2it train` trains it"
+        raise CheckpointError(f"there is no model folder {path}{seen}{more}")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 

@@ -6,10 +6,12 @@ call resumes from. What does not: the forms of such files (response_files.py) an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from dt2it_pipeline.storage.content_ids import content_hash
 from dt2it_pipeline.storage.table_files import no_file
 
 _SIDES = ("chosen_score", "rejected_score")  # of a pair
+_PROMPTS, _RESPONSES, _MEDIA = "prompts.parquet", "responses.parquet", "media"
+_READ = (_PROMPTS, _RESPONSES, _MEDIA)  # what every call makes anew of its file
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,31 @@ class ResponseScores:
         return {row["row_id"]: (row["reason"], row["detail"]) for row in self.quarantine.to_pylist()}
 
 
+@contextlib.contextmanager
+def scoring_work(output: Path) -> Iterator[Path]:
+    """The folder OUTPUT.work, for what a killed call resumes from; removed when the block has ended.
+
+    After an error it stays where models have left something in it, and goes where it holds what was read alone.
+
+    >>> import tempfile
+    >>> output = Path(tempfile.mkdtemp()) / "scores.parquet"
+    >>> with contextlib.suppress(ResponseFileError), scoring_work(output) as work:
+    ...     (work / "media").mkdir(parents=True)
+    ...     raise ResponseFileError("no row can be used")
+    >>> work.name, work.exists()
+    ('scores.parquet.work', False)
+    """
+    work = output.with_name(f"{output.name}.work")
+    ended = False
+    try:
+        yield work
+        ended = True
+    finally:
+        made = (file for file in work.rglob("*") if file.is_file() and file.relative_to(work).parts[0] not in _READ)
+        if ended or not any(made):
+            shutil.rmtree(work, ignore_errors=not ended)
+
+
 def given_responses(
     responses: Path, prompts: Path | None, media: Path | None, work: Path, columns: Mapping[str, str] | None = None
 ) -> GivenResponses:
@@ -111,8 +140,8 @@ def given_responses(
             if not table.is_file():
                 raise ResponseFileError(no_file(table))
         return GivenResponses(prompts, responses, media)
-    file = read_response_file(responses, media or responses.absolute().parent, work / "media", columns=columns)
-    given = GivenResponses(work / "prompts.parquet", work / "responses.parquet", work / "media", file)
+    file = read_response_file(responses, media or responses.absolute().parent, work / _MEDIA, columns=columns)
+    given = GivenResponses(work / _PROMPTS, work / _RESPONSES, work / _MEDIA, file)
     atomic.write_parquet(file.prompts, given.prompts)
     atomic.write_parquet(file.responses, given.responses)
     return given
