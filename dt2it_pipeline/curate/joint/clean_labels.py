@@ -126,11 +126,11 @@ def _log_answers(answers: np.ndarray, e: np.ndarray, auditor: np.ndarray, wrong:
     return log
 
 
-def _quantiles(mean: float, spread: float, count: int = _QUANTILES) -> np.ndarray:
+def _quantiles(mean: float, spread: float) -> np.ndarray:
     """Evenly spaced quantiles of a normal distribution."""
     from scipy.stats import norm  # slow to import, which programs that test nothing save
 
-    return np.asarray(norm.ppf((np.arange(count) + 0.5) / count, mean, spread))
+    return np.asarray(norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, mean, spread))
 
 
 def _log_binomial(found: float, count: float, share: np.ndarray) -> np.ndarray:

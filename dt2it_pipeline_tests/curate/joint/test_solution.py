@@ -1,4 +1,4 @@
-"""What is said of every pair follows from its outcome and probability."""
+"""The reason of every pair follows from its outcome and probability."""
 
 from __future__ import annotations
 
